@@ -1,0 +1,92 @@
+"""Flax (Linen) networks: plain functions of params, for single or batched inputs alike."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrl.distributions import Categorical, Normal, TanhNormal
+from jaxrl.spaces import ActionSpec, Discrete
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+
+# exp(-10) .. exp(2): beyond these a Gaussian policy is numerically a point or no policy at all
+MIN_LOG_STD, MAX_LOG_STD = -10.0, 2.0
+
+
+class MLP(nn.Module):
+    """Fully connected layers with orthogonal weights: x (..., in) -> (..., features[-1]).
+
+    `out_scale` is the gain of the last layer; hidden layers use sqrt(2). With `out_size` None the
+    last hidden layer, activated, is the output.
+    """
+
+    hidden: Sequence[int]
+    out_size: int | None = None
+    activation: str = "tanh"
+    out_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers."""
+        activation = ACTIVATIONS[self.activation]
+        for width in self.hidden:
+            x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(2.0**0.5))(x)
+            x = activation(x)
+        if self.out_size is not None:
+            x = nn.Dense(self.out_size, kernel_init=nn.initializers.orthogonal(self.out_scale))(x)
+        return x
+
+
+class ValueNet(nn.Module):
+    """State value: obs (..., in) -> (...)."""
+
+    hidden: Sequence[int]
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Return V(obs)."""
+        return MLP(self.hidden, 1, self.activation)(obs)[..., 0]
+
+
+class PolicyNet(nn.Module):
+    """Stochastic policy: obs (..., in) -> a distribution over the drawn actions.
+
+    Discrete: Categorical with n logits. Box: `TanhNormal` (`squash="tanh"`) or `Normal` cut to the
+    bounds (`squash="clip"`); the standard deviation is a parameter of its own, or, with
+    `state_dependent_std`, a second output.
+    """
+
+    hidden: Sequence[int]
+    action: ActionSpec
+    activation: str = "tanh"
+    squash: str = "tanh"
+    state_dependent_std: bool = False
+    initial_log_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> Categorical | Normal:
+        """Return pi(. | obs)."""
+        if isinstance(self.action, Discrete):
+            logits = MLP(self.hidden, self.action.n, self.activation, out_scale=0.01)(obs)
+            return Categorical(logits)
+        size = self.action.size
+        outputs = 2 * size if self.state_dependent_std else size
+        out = MLP(self.hidden, outputs, self.activation, out_scale=0.01)(obs)
+        if self.state_dependent_std:
+            mean, log_std = jnp.split(out, 2, axis=-1)
+            log_std = log_std + self.initial_log_std
+        else:
+            mean = out
+            init = nn.initializers.constant(self.initial_log_std)
+            log_std = jnp.broadcast_to(self.param("log_std", init, (size,)), mean.shape)
+        log_std = jnp.clip(log_std, MIN_LOG_STD, MAX_LOG_STD)
+        return (TanhNormal if self.squash == "tanh" else Normal)(mean, log_std)

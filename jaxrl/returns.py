@@ -1,0 +1,42 @@
+"""Estimators of return and advantage: pure functions of arrays whose axis 0 is time."""
+
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimate, Schulman et al. (2016, arXiv 1506.02438) eq. 16.
+
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t),  A_t = sum_k (gamma lambda)^k delta_{t+k}.
+
+    A terminated step has no value after it; a truncated one has, so `next_value` must be the value
+    of the observation *before* auto-reset. Either ending cuts the sum: the next row belongs to
+    another episode. Where both are raised, terminated wins.
+
+    Args:
+        reward, value, next_value: (T, ...) r_t, V(s_t), V(s_{t+1}).
+        terminated, truncated: (T, ...) bool, how step t ended its episode.
+        gamma: discount, () or broadcastable to (...).
+        gae_lambda: lambda, () likewise.
+
+    Returns:
+        advantage (T, ...) and the value target advantage + value (T, ...).
+    """
+    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
+
+    def backward(advantage, step):
+        delta_t, decay_t = step
+        advantage = delta_t + decay_t * advantage
+        return advantage, advantage
+
+    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
+    return advantage, advantage + value
