@@ -1,1 +1,23 @@
-"""The environments, pure functions on gymnax 1.0's interface. Import them as `jaxrl.envs`."""
+"""The environments, pure functions on gymnax 1.0's interface. Import them as `jaxrl.envs`.
+
+Importing this package registers them: `env, env_params = gymnax.make("MicroRacer-v0")`.
+"""
+
+if __name__ == "envs":  # reached from the repository root: be the package jaxrl.envs
+    import sys
+
+    import jaxrl.envs
+
+    for name in [n for n in sys.modules if n.startswith("jaxrl.envs")]:
+        sys.modules[name.removeprefix("jaxrl.")] = sys.modules[name]
+else:
+    from gymnax import registration as _registration
+
+    from .micro_racer import Ending as Ending
+    from .micro_racer import MicroRacer as MicroRacer
+
+    ENVIRONMENTS = {"MicroRacer-v0": MicroRacer}
+
+    for _env_id, _factory in ENVIRONMENTS.items():
+        if _env_id not in _registration.registered_envs:  # also after importlib.reload
+            _registration.register(_env_id, _factory)
