@@ -35,7 +35,8 @@ def update(stats: RunningStats, batch: jax.Array) -> RunningStats:
 def normalize(stats: RunningStats, x: jax.Array, clip: float = 10.0) -> jax.Array:
     """Return (x - mean) / std, cut to +-clip; x (*batch, *shape) -> the same, float32."""
     lift = (1,) * (x.ndim - stats.mean.ndim)
-    mean, var = stats.mean.reshape(lift + stats.mean.shape), stats.var.reshape(
-        lift + stats.mean.shape
+    mean, var = (
+        stats.mean.reshape(lift + stats.mean.shape),
+        stats.var.reshape(lift + stats.mean.shape),
     )
     return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -clip, clip)

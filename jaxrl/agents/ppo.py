@@ -73,7 +73,7 @@ class Config:
     """Real actions: "tanh" squashes the Gaussian into the bounds, "clip" cuts it."""
     state_dependent_std: bool = struct.field(pytree_node=False, default=False)
     """Real actions: let the standard deviation depend on the observation."""
-    initial_log_std: float = struct.field(pytree_node=False, default=0.0)
+    initial_log_std: float = 0.0
     """Real actions: log standard deviation at the start, in half-widths of the bounds."""
 
 
@@ -328,7 +328,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         params, opt_state = learner
         batch, learning_rate, key = inputs
         grads, metrics = jax.grad(loss, has_aux=True)(params, pi_net, v_net, batch, config, key)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
         return (params, opt_state), metrics
@@ -340,9 +340,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
         obs = see(state.obs_stats, transitions.obs)
         value = v_net.apply(state.params["value"], obs)
-        next_value = v_net.apply(
-            state.params["value"], see(state.obs_stats, transitions.next_obs)
-        )
+        next_value = v_net.apply(state.params["value"], see(state.obs_stats, transitions.next_obs))
         advantage, target = gae(
             reward,
             value,
