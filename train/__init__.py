@@ -1,0 +1,1 @@
+"""Scripts that train, evaluate and show agents: `python -m train.ppo --help`."""

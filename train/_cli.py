@@ -1,0 +1,228 @@
+"""The command line of the training scripts: options, presets, and wrong input in one sentence."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import gymnax
+import tyro
+
+from jaxrl.checks import check_count
+from train import _presets
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every training script takes, whatever the agent."""
+
+    env: str = "MicroRacer-v0"
+    """Environment: one of ours, or of gymnax (--list-envs shows them)."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, name=value each, e.g. obstacles=false observation=lidar."""
+    seed: int = 0
+    """Seed of the first agent; the others take the next numbers."""
+    num_seeds: int = 1
+    """Agents to train side by side, with seeds seed, seed + 1, ..."""
+    eval_episodes: int = 512
+    """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
+    runs_dir: str = "runs"
+    """Folder that holds the run folders."""
+    name: str | None = None
+    """Name of the run folder; by default <env>__<agent>__seed<seed>."""
+    overwrite: bool = False
+    """Replace the files of an earlier run of that name."""
+    animate: bool = True
+    """Write an animation of the best agent, where the environment can be drawn."""
+    progress: bool = True
+    """Show the progress while training."""
+    compilation_cache: str | None = None
+    """Folder where compiled programs are kept, so that the same run starts faster the next time."""
+    list_envs: bool = False
+    """Print the names of the environments and stop."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of this run."""
+        return tuple(range(self.seed, self.seed + self.num_seeds))
+
+    def check(self) -> None:
+        """Raise ValueError, naming argument, value and remedy, if an option cannot be meant."""
+        check_count("seed", self.seed, minimum=0)
+        check_count("num_seeds", self.num_seeds)
+        check_count("eval_episodes", self.eval_episodes)
+        if self.seed + self.num_seeds > 2**31:
+            raise ValueError(f"seed = {self.seed} is too large: seeds must be below 2**31")
+        if self.name is not None and not re.fullmatch(r"[\w][\w.+=-]*", self.name):
+            raise ValueError(
+                f"name = {self.name!r} must be the plain name of a folder (letters, digits and "
+                "_ . + = -): give the folder above it as --runs-dir"
+            )
+
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Args(Generic[Config]):
+    """Options and the agent's settings, flat on the command line."""
+
+    run: tyro.conf.OmitArgPrefixes[Options]
+    agent: tyro.conf.OmitArgPrefixes[Config]
+
+
+def parse(agent: ModuleType, argv: Sequence[str] | None = None) -> tuple[Options, Any]:
+    """Read the command line: options and the agent's config; defaults are the environment's preset.
+
+    Raises:
+        ValueError: an argument cannot be read; the message is one sentence.
+        SystemExit: after --help.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = agent.__name__.rpartition(".")[2]
+    # the preset decides the defaults, so that the environment is read first
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--env", nargs="?", default=Options.env)
+    env_id = first.parse_known_args(argv)[0].env or Options.env
+    preset = _presets.find(name, env_id)
+    default = Args(
+        Options(env=env_id, env_kwargs=tuple(f"{k}={v}" for k, v in preset.env_kwargs.items())),
+        agent.Config(**preset.config),
+    )
+    title = (agent.__doc__ or "").partition("\n")[0]
+    told = "tuned for" if preset.config else "general, not tuned for"
+    args = read(
+        Args[agent.Config],
+        argv,
+        prog=f"python -m train.{name}",
+        description=f"{title} Defaults below are {told} {env_id}.",
+        default=default,
+    )
+    return args.run, args.agent
+
+
+def read(cls: Any, argv: Sequence[str], **kwargs: Any) -> Any:
+    """Read a dataclass as `tyro.cli` does, whole numbers as 1e6 and 1_000_000 too.
+
+    Raises:
+        ValueError: what tyro complains of, in one sentence.
+    """
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(cls, args=argv, registry=_registry(), **kwargs)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(_one_sentence(stderr.getvalue())) from None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole_number(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda args: _whole(args[0]),
+            is_instance=lambda x: isinstance(x, int),
+            str_from_instance=lambda x: [str(x)],
+        )
+
+    return registry
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{text!r} is not a whole number")
+
+
+def _one_sentence(box: str) -> str:
+    """Take what matters out of tyro's framed message."""
+    lines = [re.sub(r"[│╭╮╰╯]|(?<!\S)─+.*", "", line).strip() for line in box.splitlines()]
+    rules = [i for i, line in enumerate(box.splitlines()) if set(line.strip(" │")) == {"─"}]
+    end = rules[0] if rules else len(lines)
+    message = " ".join(line for line in lines[:end] if line)
+    for i, line in enumerate(lines):
+        if line.startswith("Perhaps you meant") and i + 1 < len(lines):
+            message += f": did you mean {lines[i + 1].split()[0]}?"
+    return f"{message} (--help shows all arguments)"
+
+
+def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ("obstacles=false", "num_tracks=512") as {"obstacles": False, "num_tracks": 512}.
+
+    Raises:
+        ValueError: a pair is not name=value.
+    """
+    kwargs = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"env_kwargs: {pair!r} must be name=value, e.g. obstacles=false")
+        kwargs[name] = _value(text)
+    return kwargs
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def list_envs() -> str:
+    """The names of all environments, one a line."""
+    return "\n".join(gymnax.registered_envs)
+
+
+def exit_code(prepare: Callable[[], Callable[[], int]]) -> int:
+    """Prepare, then run; wrong input becomes one sentence on stderr and exit code 2.
+
+    Only `prepare` is guarded: an error of the run itself keeps its traceback. Warnings of `prepare`
+    become notes, one line each.
+    """
+    try:
+        with notes():
+            run = prepare()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return run()
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Show warnings as notes, one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"note: {warning.message}", file=sys.stderr)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as JSON takes it."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,105 @@
+"""Environments by name, with what a script must know beside: unseen episodes, a picture."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnax
+import jax
+
+import jaxrl.envs  # registers our environments
+from jaxrl.envs._tracks import make_tracks
+from jaxrl.envs.micro_racer import EnvParams, MicroRacer
+from jaxrl.types import Env
+
+Animate = Callable[[Callable[[jax.Array], jax.Array], int, Path], str]
+
+
+@dataclass(frozen=True)
+class EnvSetup:
+    """An environment ready for training and evaluation."""
+
+    id: str
+    kwargs: dict[str, Any]  # what it was made with
+    env: Env
+    params: Any  # of training
+    draw_params: Callable[[int, int], tuple[Any, Any]]
+    """`draw_params(seed, num_episodes) -> (params, in_axes)`: for episodes never trained on."""
+    episodes_are: str = "episodes"  # what an evaluation draws, in words
+    endings: dict[int, str] = field(default_factory=dict)  # names of info["ending"]
+    animate: Animate | None = None
+    """`animate(act, seed, path) -> what it shows`: write a GIF of one unseen episode."""
+
+
+def make_env(env_id: str, **kwargs: Any) -> EnvSetup:
+    """Make an environment of ours or of gymnax.
+
+    Raises:
+        ValueError: there is no such environment, or it does not take these arguments.
+    """
+    check_env(env_id, kwargs)
+    env, params = gymnax.make(env_id, **kwargs)
+    if env_id == "MicroRacer-v0":
+        return _micro_racer(env, params, kwargs)
+    return EnvSetup(env_id, kwargs, env, params, lambda seed, num_episodes: (params, None))
+
+
+def check_env(env_id: str, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError, in words, unless `make_env(env_id, **kwargs)` can be expected to work.
+
+    Nothing is made: an environment may take seconds to build.
+    """
+    ids = list(gymnax.registered_envs)
+    if env_id not in ids:
+        lower = {name.lower(): name for name in ids}
+        near = [lower[n] for n in difflib.get_close_matches(env_id.lower(), lower, n=3, cutoff=0.4)]
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"env = {env_id!r} is unknown: {guess}--list-envs shows all {len(ids)}")
+    factory = jaxrl.envs.ENVIRONMENTS.get(env_id)
+    if factory is None and kwargs:
+        raise ValueError(
+            f"env_kwargs = {kwargs} cannot be given to {env_id}: gymnax's own environments are "
+            "taken as they are"
+        )
+    if factory is not None:
+        known = list(inspect.signature(factory).parameters)
+        for name in kwargs:
+            if name not in known:
+                raise ValueError(
+                    f"env_kwargs: {name!r} is not an argument of {env_id}, which takes "
+                    f"{', '.join(known)}"
+                )
+
+
+def probe(env_id: str, kwargs: dict[str, Any]) -> tuple[Env, Any]:
+    """Return (env, params) good enough to look at its spaces, at once: without building any tracks.
+
+    Raises:
+        ValueError: see `make_env`.
+    """
+    check_env(env_id, kwargs)
+    if env_id == "MicroRacer-v0":
+        return MicroRacer(**kwargs), EnvParams(tracks=None)  # pyright: ignore[reportArgumentType]
+    return gymnax.make(env_id, **kwargs)
+
+
+def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
+    """Unseen episodes of MicroRacer: each on its own track, none of them in the training bank."""
+    stream = jax.random.key(0x7E57)  # apart from key(track_seed), the training bank's
+
+    def draw_params(seed: int, num_episodes: int) -> tuple[Any, Any]:
+        tracks = make_tracks(
+            jax.random.fold_in(stream, seed),
+            num_episodes,
+            obstacles=env.obstacles,
+            chicanes=env.chicanes,
+        )
+        banks_of_one = jax.tree.map(lambda x: x[:, None], tracks)
+        axes = jax.tree.map(lambda _: None, params).replace(tracks=0)
+        return params.replace(tracks=banks_of_one), axes
+
+    endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.Ending}
+    return EnvSetup("MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings)
