@@ -20,8 +20,8 @@ NUM_CURVES = 20  # uniforms drawn; 19 distinct knots
 NUM_OBSTACLES = 6
 _BORDER_POINTS = 120
 _BORDER_LINES = 2000  # radial lines that fill the road
-_LINE_CELLS = 64  # longest such line; the longest of 20,000 tracks: see tests/envs/test_tracks.py
-_OBSTACLE_CELLS = 32  # longest obstacle line
+LINE_CELLS = 64  # longest such line; the longest of 20,000 tracks: see tests/envs/test_tracks.py
+OBSTACLE_CELLS = 32  # longest obstacle line
 _OBSTACLE_ANGLE = np.pi / 150
 _KNOT_GAP = 2 * np.pi / 19
 _CHICANE_OFFSETS = np.array([-1 / 3, -1 / 25, 0, 1 / 25, 1 / 3]) * _KNOT_GAP
@@ -210,7 +210,7 @@ def draw_road(inner: Spline, outer: Spline) -> jax.Array:
     """Fill the road between the borders: 2000 radial lines of 3 x 3 stamps -> (1300, 1300) bool."""
     angles = _grid(2 * np.pi, _BORDER_LINES)
     starts, ends = cell(evaluate(inner, angles)), cell(evaluate(outer, angles))
-    cells, is_used = jax.vmap(partial(line_cells, max_cells=_LINE_CELLS))(starts, ends)
+    cells, is_used = jax.vmap(partial(line_cells, max_cells=LINE_CELLS))(starts, ends)
     cells = jnp.where(is_used[..., None], cells, RASTER).reshape(-1, 2)  # unused: dropped
     cells = jnp.where(jnp.any(cells < 0, axis=-1, keepdims=True), RASTER, cells)  # -1 would wrap
     road = jnp.zeros((RASTER, RASTER), bool).at[cells[:, 0], cells[:, 1]].set(True, mode="drop")
@@ -232,9 +232,7 @@ def obstacle_segments(outer: Spline, draws: Draws) -> jax.Array:
 def remove_obstacles(road: jax.Array, segments: jax.Array) -> jax.Array:
     """Clear the squares [-5, +5) x [-5, +5) along each segment, from theta - pi/150 to theta."""
     ends = cell(segments)
-    cells, is_used = jax.vmap(partial(line_cells, max_cells=_OBSTACLE_CELLS))(
-        ends[:, 1], ends[:, 0]
-    )
+    cells, is_used = jax.vmap(partial(line_cells, max_cells=OBSTACLE_CELLS))(ends[:, 1], ends[:, 0])
     brush = np.stack(np.meshgrid(np.arange(-5, 5), np.arange(-5, 5), indexing="ij"), axis=-1)
     cells = cells[:, :, None, None, :] + brush.astype(np.int32)[None, None]
     cells = jnp.where(is_used[:, :, None, None, None], cells, RASTER).reshape(-1, 2)

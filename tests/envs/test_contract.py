@@ -1,0 +1,124 @@
+"""What every environment of jaxrl keeps: shapes, dtypes, bounds, jit, vmap, both ends, one trace."""
+
+import chex
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrl.envs
+
+CASES = [
+    ("MicroRacer-v0", {"num_tracks": 4}),
+    ("MicroRacer-v0", {"num_tracks": 2, "observation": "lidar", "obstacles": False}),
+]
+KEY = jax.random.key(0)
+NUM_ENVS, NUM_STEPS = 32, 64
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def made(request):
+    env_id, arguments = request.param
+    return gymnax.make(env_id, **arguments)
+
+
+@pytest.fixture(scope="module")
+def rollout(made):
+    """Random actions in NUM_ENVS environments with a time limit of 20 steps: (NUM_STEPS, NUM_ENVS)."""
+    env, params = made
+    params = params.replace(max_steps_in_episode=20)
+    space = env.action_space(params)
+
+    def step(state, key):
+        key_act, key_env = jax.random.split(key)
+        actions = jax.vmap(space.sample)(jax.random.split(key_act, NUM_ENVS))
+        keys = jax.random.split(key_env, NUM_ENVS)
+        obs, state, *rest = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+            keys, state, actions, params
+        )
+        return state, (obs, state, *rest)
+
+    def run(key):
+        keys = jax.random.split(key, NUM_ENVS)
+        _, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
+        return jax.lax.scan(step, state, jax.random.split(key, NUM_STEPS))[1]
+
+    return params, jax.jit(run)(KEY)
+
+
+def test_every_environment_is_covered():
+    assert {env_id for env_id, _ in CASES} == set(jaxrl.envs.ENVIRONMENTS)
+
+
+def test_reset_and_step_have_equal_types(made):
+    env, params = made
+    obs, state = jax.eval_shape(env.reset, KEY, params)
+    action = env.action_space(params).sample(KEY)
+    next_obs, next_state, reward, terminated, truncated, info = jax.eval_shape(
+        env.step, KEY, state, action, params
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes((obs, state), (next_obs, next_state))
+    space = env.observation_space(params)
+    assert (obs.shape, obs.dtype) == (space.shape, space.dtype)
+    assert (info["final_observation"].shape, reward.shape) == (obs.shape, ())
+    assert reward.dtype == jnp.float32
+    assert terminated.dtype == truncated.dtype == info["success"].dtype == jnp.bool_
+
+
+def test_observations_are_finite_and_in_bounds(made, rollout):
+    env, _ = made
+    params, (obs, _, reward, *_, info) = rollout
+    space = env.observation_space(params)
+    chex.assert_tree_all_finite((obs, reward, info))
+    assert np.isfinite(space.low).all()
+    assert np.isfinite(space.high).all()
+    assert jax.vmap(jax.vmap(space.contains))(obs).all()
+    assert jax.vmap(jax.vmap(space.contains))(info["final_observation"]).all()
+
+
+def test_both_ends_happen_and_reset_the_clock(rollout):
+    _, (_, state, _, terminated, truncated, _) = rollout
+    assert terminated.any()
+    assert (truncated & ~terminated).any()
+    done = terminated | truncated
+    np.testing.assert_array_equal(state.time == 0, done)
+    assert state.time.max() < 20
+
+
+def test_jit_equals_eager(made):
+    env, params = made
+    action = jnp.asarray(env.action_space(params).sample(KEY))
+    _, state = env.reset(KEY, params)
+    compiled = env.step(KEY, state, action, params)
+    with jax.disable_jit():
+        eager = env.step(KEY, state, action, params)
+    chex.assert_trees_all_close(compiled, eager, atol=1e-6)
+
+
+def test_same_key_same_episode(made, rollout):
+    env, _ = made
+    params, _ = rollout
+    reset = jax.vmap(env.reset, in_axes=(0, None))
+    keys = jax.random.split(KEY, 8)
+    chex.assert_trees_all_equal(reset(keys, params), reset(keys, params))
+    obs, _ = reset(keys, params)
+    assert len(np.unique(obs, axis=0)) > 1  # and others with other keys
+
+
+def test_one_trace_over_parameters_and_steps(made):
+    env, params = made
+    chex.clear_trace_counter()  # it counts by name
+    step = jax.jit(chex.assert_max_traces(env.step_env, n=1))
+    _, state = env.reset(KEY, params)
+    for limit in (10, 20):
+        changed = params.replace(max_steps_in_episode=limit)
+        _, state, *_ = step(KEY, state, env.action_space(params).sample(KEY), changed)
+
+
+def test_observation_comes_from_the_state(made):
+    env, params = made
+    _, state = env.reset(KEY, params)
+    action = env.action_space(params).sample(KEY)
+    obs, state, *_ = env.step_env(KEY, state, action, params)
+    np.testing.assert_array_equal(obs, env.observe(KEY, state, action, params))
