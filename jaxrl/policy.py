@@ -135,7 +135,7 @@ def load_policy(path: str | Path) -> Callable[..., np.ndarray]:
         shape = saved.obs_shape
         if obs.shape[obs.ndim - len(shape) :] != shape:
             raise ValueError(
-                f"obs has shape {obs.shape}, but the policy takes (..., {', '.join(map(str, shape))})"
+                f"obs has shape {obs.shape}, but the policy takes {shape}, or batches of it"
             )
         if not np.isfinite(obs).all():
             raise ValueError("obs holds numbers that are not finite")

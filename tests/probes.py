@@ -1,7 +1,7 @@
 """Probe environments, after Andy Jones ("Debugging RL, without the agonizing pain").
 
-Each isolates one part of a learner, has an answer known by hand, and is learnt in seconds. What must
-come out stands in each docstring.
+Each isolates one part of a learner, has an answer known by hand, and is learnt in seconds. What
+must come out stands in each docstring.
 """
 
 import jax
@@ -80,7 +80,7 @@ class TwoSteps(Probe):
 
 
 class ActionDecides(Probe):
-    """One step; reward is 1 for action 1, -1 for action 0 (real: the action). pi = 1: the advantage."""
+    """One step; reward 1 for action 1, -1 for action 0 (real: the action). pi = 1: advantage."""
 
     def step_env(self, key, state, action, params):
         reward = action[0] if self.continuous else 2.0 * action - 1.0

@@ -1,10 +1,13 @@
-"""Proximal policy optimisation, Schulman et al. (2017, https://arxiv.org/abs/1707.06347) eq. 7 and 9.
+"""Proximal policy optimisation, Schulman et al. (2017, https://arxiv.org/abs/1707.06347).
 
-L(theta) = E[ min(r A, clip(r, 1 - eps, 1 + eps) A) ] - c_v (V - V_target)^2 + c_e H,  r = pi / pi_old,
+Maximises, eq. 7 and 9 there, with r = pi / pi_old,
+
+    L(theta) = E[ min(r A, clip(r, 1 - eps, 1 + eps) A) - c_v (V - V_target)^2 + c_e H ],
+
 with advantages by GAE (jaxrl.returns.gae) and the details that Huang et al. (2022, "The 37
-implementation details of PPO") found to matter. Where we differ, on purpose: an episode cut by a time
-limit is bootstrapped from the observation before the reset; the gradient is clipped by its *global*
-norm; rollout and loss normalise with the same statistics, which are saved with the policy.
+implementation details of PPO") found to matter. Where we differ, on purpose: an episode cut by a
+time limit is bootstrapped from the observation before the reset; the gradient is clipped by its
+*global* norm; rollout and loss normalise with the same statistics, which are saved with the policy.
 """
 
 import math

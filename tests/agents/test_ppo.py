@@ -71,7 +71,7 @@ def test_gradient_is_clipped_by_its_global_norm():
     assert norm == pytest.approx(0.1 * 1e-3, rel=1e-3)  # mu = (1 - 0.9) * gradient
 
 
-# promises ------------------------------------------------------------------------------------------
+# promises -----------------------------------------------------------------------------------------
 
 
 def test_chunks_equal_one_program_bit_for_bit():
@@ -89,7 +89,10 @@ def test_chunks_equal_one_program_bit_for_bit():
 def test_two_seeds_differ_from_the_start():
     """A shared key would show here: networks, starts and the loop's key must all differ."""
     a, b = (cartpole().init(jax.random.key(i)) for i in (0, 1))
-    kernel = lambda s, net: s.params[net]["params"]["MLP_0"]["Dense_0"]["kernel"]
+
+    def kernel(state, net):
+        return state.params[net]["params"]["MLP_0"]["Dense_0"]["kernel"]
+
     assert not np.allclose(kernel(a, "policy"), kernel(b, "policy"))
     assert not np.allclose(kernel(a, "value"), kernel(b, "value"))
     assert not np.allclose(a.actors.obs, b.actors.obs)
@@ -119,7 +122,7 @@ def test_vmap_over_the_real_settings_equals_single_runs():
 
     many = jax.jit(jax.vmap(run))(configs)
     for i in range(2):
-        one = jax.jit(run)(jax.tree.map(lambda x: float(x[i]), configs))
+        one = jax.jit(run)(jax.tree.map(lambda x, i=i: float(x[i]), configs))
         for name in ("value_loss", "policy_loss", "entropy"):
             np.testing.assert_allclose(many[name][i], one[name], rtol=1e-2, atol=1e-4)
     assert not np.allclose(many["value_loss"][0], many["value_loss"][1])
@@ -195,7 +198,7 @@ def test_bad_settings_are_refused_in_words(change, words):
         cartpole(SMALL.replace(**change))
 
 
-# what it learns: the probes ------------------------------------------------------------------------
+# what it learns: the probes -----------------------------------------------------------------------
 
 PROBE = ppo.Config(
     total_steps=16 * 16 * 100,
@@ -283,7 +286,7 @@ def test_probe_truncation_is_bootstrapped_from_before_the_reset():
     np.testing.assert_allclose(value(-1.0), 9.0, rtol=0.03)
 
 
-# what it learns: the classics ----------------------------------------------------------------------
+# what it learns: the classics ---------------------------------------------------------------------
 
 
 def returns(name, config, num_seeds, num_episodes=32):
