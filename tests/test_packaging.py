@@ -18,7 +18,8 @@ def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("dist")
     build = (
         "import sys, tarfile, os, pathlib, hatchling.build as b; out = sys.argv[1];"
-        "sdist = b.build_sdist(out); tarfile.open(pathlib.Path(out, sdist)).extractall(out, filter='data');"
+        "sdist = b.build_sdist(out);"
+        "tarfile.open(pathlib.Path(out, sdist)).extractall(out, filter='data');"
         "os.chdir(pathlib.Path(out, sdist.removesuffix('.tar.gz'))); print(b.build_wheel(out))"
     )
     done = subprocess.run(
