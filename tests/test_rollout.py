@@ -57,7 +57,7 @@ def test_evaluate_runs_each_episode_once_to_its_end():
     assert not episodes.terminated.any()
     # the same by hand: only the starts are random in this environment
     _, key_reset = jax.random.split(jax.random.key(0))
-    obs, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key_reset, 5), params)
+    _, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key_reset, 5), params)
     total, discounted = np.zeros(5), np.zeros(5)
     step = jax.jit(jax.vmap(env.step_env, in_axes=(None, 0, None, None)))
     for t in range(200):
