@@ -1,6 +1,7 @@
 """Environments by name, with what a script must know beside: unseen episodes, a picture."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jaxrl.envs._tracks import make_tracks
 from jaxrl.envs.micro_racer import EnvParams, MicroRacer
 from jaxrl.types import Env
 
-Animate = Callable[[Callable[[jax.Array], jax.Array], int, Path], str]
+Animate = Callable[[Callable[[jax.Array], jax.Array], int, int, Path], str]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EnvSetup:
     episodes_are: str = "episodes"  # what an evaluation draws, in words
     endings: dict[int, str] = field(default_factory=dict)  # names of info["ending"]
     animate: Animate | None = None
-    """`animate(act, seed, path) -> what it shows`: write a GIF of one unseen episode."""
+    """`animate(act, seed, num_episodes, path) -> what it shows`: a GIF, one of the drawn episodes."""
 
 
 def make_env(env_id: str, **kwargs: Any) -> EnvSetup:
@@ -90,6 +91,7 @@ def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
     """Unseen episodes of MicroRacer: each on its own track, none of them in the training bank."""
     stream = jax.random.key(0x7E57)  # apart from key(track_seed), the training bank's
 
+    @functools.lru_cache(maxsize=1)  # the animation shows a track of the evaluation
     def draw_params(seed: int, num_episodes: int) -> tuple[Any, Any]:
         tracks = make_tracks(
             jax.random.fold_in(stream, seed),
@@ -101,5 +103,17 @@ def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
         axes = jax.tree.map(lambda _: None, params).replace(tracks=0)
         return params.replace(tracks=banks_of_one), axes
 
+    def animate(
+        act: Callable[[jax.Array], jax.Array], seed: int, num_episodes: int, path: Path
+    ) -> str:
+        from train import _animation
+
+        evaluation, _ = draw_params(seed, num_episodes)
+        first = jax.tree.map(lambda x: x[0], evaluation.tracks)
+        key = jax.random.fold_in(stream, seed)
+        return _animation.micro_racer(act, env, params.replace(tracks=first), key, path)
+
     endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.Ending}
-    return EnvSetup("MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings)
+    return EnvSetup(
+        "MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings, animate
+    )

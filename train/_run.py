@@ -426,7 +426,10 @@ def evaluate_and_draw(
             console.print(f"no animation: there is no picture of {options.env}", highlight=False)
         else:
             shown = setup.animate(
-                lambda obs: act(saved[best].policy, obs), EVAL_SEED, folder / "animation.gif"
+                lambda obs: act(saved[best].policy, obs),
+                EVAL_SEED,
+                options.eval_episodes,
+                folder / "animation.gif",
             )
             console.print(f"animation.gif: {shown}", highlight=False)
     returns = rows["return"].astype(np.float64)

@@ -112,7 +112,9 @@ def play(options: Options, saved: policy.SavedPolicy, setup: _envs.EnvSetup, out
     if setup.animate is None:
         console.print(f"no animation: there is no picture of {saved.env}", highlight=False)
     else:
-        shown = setup.animate(lambda obs: act(saved.policy, obs), options.seed, out)
+        shown = setup.animate(
+            lambda obs: act(saved.policy, obs), options.seed, options.episodes, out
+        )
         console.print(f"{out}: {shown}", highlight=False, soft_wrap=True)
     return 0
 

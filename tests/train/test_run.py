@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import signal
+from typing import Any
 
 import gymnax
 import jax
@@ -19,7 +20,7 @@ from jaxrl.agents import ppo
 from train import _envs, _report, _run, play
 from train import ppo as script
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "total_steps": 1024,
     "num_envs": 8,
     "num_steps": 32,
@@ -95,7 +96,9 @@ def test_config_json_repeats_the_run(folder, config):
     written = json.loads((folder / "config.json").read_text())
     assert (written["agent"], written["env"], written["env_kwargs"]) == ("ppo", "CartPole-v1", {})
     assert (written["seed"], written["num_seeds"], written["eval_episodes"]) == (3, 2, 6)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in written["config"].items()}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in written["config"].items()
+    }
     assert ppo.Config(**fields) == config
 
 
