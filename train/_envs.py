@@ -32,7 +32,7 @@ class EnvSetup:
     episodes_are: str = "episodes"  # what an evaluation draws, in words
     endings: dict[int, str] = field(default_factory=dict)  # names of info["ending"]
     animate: Animate | None = None
-    """`animate(act, seed, num_episodes, path) -> what it shows`: a GIF, one of the drawn episodes."""
+    """`animate(act, seed, num_episodes, path) -> what it shows`: a GIF of one drawn episode."""
 
 
 def make_env(env_id: str, **kwargs: Any) -> EnvSetup:
