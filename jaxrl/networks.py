@@ -1,6 +1,7 @@
 """Flax (Linen) networks: plain functions of params, for single or batched inputs alike."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -56,6 +57,10 @@ class ValueNet(nn.Module):
         """Return V(obs)."""
         return MLP(self.hidden, 1, self.activation)(obs)[..., 0]
 
+    def value(self, params: Any, obs: jax.Array) -> jax.Array:
+        """Return V(obs) under `params`: `apply`, with its type known."""
+        return cast(jax.Array, self.apply(params, obs))
+
 
 class PolicyNet(nn.Module):
     """Stochastic policy: obs (..., in) -> a distribution over the drawn actions.
@@ -90,3 +95,7 @@ class PolicyNet(nn.Module):
             log_std = jnp.broadcast_to(self.param("log_std", init, (size,)), mean.shape)
         log_std = jnp.clip(log_std, MIN_LOG_STD, MAX_LOG_STD)
         return (TanhNormal if self.squash == "tanh" else Normal)(mean, log_std)
+
+    def policy(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+        """Return pi(. | obs) under `params`: `apply`, with its type known."""
+        return cast(Categorical | Normal, self.apply(params, obs))

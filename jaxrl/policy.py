@@ -89,7 +89,7 @@ def read_policy(path: str | Path) -> SavedPolicy:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a run folder or a policy file")
     try:
-        content = flax.serialization.msgpack_restore(path.read_bytes())
+        content: Any = flax.serialization.msgpack_restore(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format is {content['format']!r}, not {FORMAT!r}")
         module = agent_module(content["agent"])

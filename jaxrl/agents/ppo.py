@@ -13,6 +13,7 @@ time limit is bootstrapped from the observation before the reset; the gradient i
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -138,12 +139,12 @@ def loss(
     """PPO's objective (eq. 9), to be minimised, and what to watch; batch of rows (B, ...)."""
     if config.normalize_advantage:
         a = batch.advantage
-        batch = batch.replace(advantage=(a - a.mean()) / (a.std() + 1e-8))
-    pi = policy_net.apply(params["policy"], batch.obs)
+        batch = replace(batch, advantage=(a - a.mean()) / (a.std() + 1e-8))
+    pi = policy_net.policy(params["policy"], batch.obs)
     log_prob = pi.log_prob(batch.action)
     pi_loss = policy_loss(log_prob, batch, config.clip_eps)
     v_loss = value_loss(
-        value_net.apply(params["value"], batch.obs), batch, config.clip_eps, config.clip_value
+        value_net.value(params["value"], batch.obs), batch, config.clip_eps, config.clip_value
     )
     entropy = pi.entropy(key).mean()
     total = pi_loss + config.vf_coef * v_loss - config.ent_coef * entropy
@@ -219,7 +220,7 @@ def make_act(
     def act(policy: Policy, obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
         if policy.obs_stats is not None:
             obs = normalize.normalize(policy.obs_stats, obs)
-        pi = net.apply(policy.params, spaces.flat(obs, obs_shape))
+        pi = net.policy(policy.params, spaces.flat(obs, obs_shape))
         drawn = pi.mode() if key is None else pi.sample(key)
         return to_env(pi, action, drawn)
 
@@ -298,12 +299,12 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
         def one_step(actors, key):
             key_act, key_env = jax.random.split(key)
-            pi = pi_net.apply(state.params["policy"], see(state.obs_stats, actors.obs))
+            pi = pi_net.policy(state.params["policy"], see(state.obs_stats, actors.obs))
             drawn = pi.sample(key_act)
             actors, transition, ended = rollout.step(
                 env, env_params, actors, to_env(pi, action_spec, drawn), key_env
             )
-            return actors, (transition.replace(action=drawn), pi.log_prob(drawn), ended)
+            return actors, (replace(transition, action=drawn), pi.log_prob(drawn), ended)
 
         keys = jax.random.split(key, config.num_steps)
         actors, (transitions, log_prob, ended) = jax.lax.scan(one_step, state.actors, keys)
@@ -325,7 +326,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
         stats = normalize.update(state.return_stats, discounted)
         reward = transitions.reward * jax.lax.rsqrt(stats.var + 1e-8)
-        return state.replace(return_stats=stats, discounted_return=last), reward
+        return replace(state, return_stats=stats, discounted_return=last), reward
 
     def minibatch_step(learner, inputs):
         params, opt_state = learner
@@ -342,8 +343,8 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         state, reward = scale_rewards(state, transitions)
 
         obs = see(state.obs_stats, transitions.obs)
-        value = v_net.apply(state.params["value"], obs)
-        next_value = v_net.apply(state.params["value"], see(state.obs_stats, transitions.next_obs))
+        value = v_net.value(state.params["value"], obs)
+        next_value = v_net.value(state.params["value"], see(state.obs_stats, transitions.next_obs))
         advantage, target = gae(
             reward,
             value,
@@ -390,7 +391,8 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         obs_stats = state.obs_stats
         if obs_stats is not None:
             obs_stats = normalize.update(obs_stats, transitions.obs)
-        state = state.replace(
+        state = replace(
+            state,
             params=params,
             opt_state=opt_state,
             obs_stats=obs_stats,
