@@ -1,3 +1,4 @@
+# ruff: noqa: TID251 - its own relative imports
 """The environments, pure functions on gymnax 1.0's interface. Import them as `jaxrl.envs`.
 
 Importing this package registers them: `env, env_params = gymnax.make("MicroRacer-v0")`.
@@ -6,13 +7,14 @@ Importing this package registers them: `env, env_params = gymnax.make("MicroRace
 if __name__ == "envs":  # reached from the repository root: be the package jaxrl.envs
     import sys
 
-    import jaxrl.envs
+    import jaxrl.envs  # noqa: F401
 
     for name in [n for n in sys.modules if n.startswith("jaxrl.envs")]:
         sys.modules[name.removeprefix("jaxrl.")] = sys.modules[name]
 else:
     from gymnax import registration as _registration
 
+    from ._tracks import make_tracks as make_tracks
     from .micro_racer import Ending as Ending
     from .micro_racer import MicroRacer as MicroRacer
 

@@ -1,10 +1,11 @@
 """The lidar of MicroRacer, and the packed bitmaps that it reads.
 
-A track's raster has 1300 x 1300 cells of 0.002 length units. The original truncates coordinates toward
-zero, so its cell 650 is twice as wide as the others; here that row and that column stand twice, and a
-cell is a floor, which costs one addition (`_read`). One bit a cell, 32 cells in x to a uint32 word,
-words in a row along y: a cache line of 16 words is a patch of 32 x 16 cells. Around the raster lies a
-margin of wall as wide as the lidar's longest stride, so no ray leaves the bitmap before it has stopped.
+A track's raster has 1300 x 1300 cells of 0.002 length units. The original truncates coordinates
+toward zero, so its cell 650 is twice as wide as the others; here that row and that column stand
+twice, and a cell is a floor, which costs one addition (`_read`). One bit a cell, 32 cells in x to a
+uint32 word, words in a row along y: a cache line of 16 words is a patch of 32 x 16 cells. Around
+the raster lies a margin of wall as wide as the lidar's longest stride, so no ray leaves the bitmap
+before it has stopped.
 """
 
 import jax
@@ -33,7 +34,7 @@ _SHARES = (3, 5)  # a third of the rays is open after one chunk, a fifth of thos
 
 
 def pack_cells(cells: jax.Array) -> jax.Array:
-    """Pack a raster (1300, 1300) bool, x first, into words (NUM_WORDS,) uint32; margins are False."""
+    """Pack a raster (1300, 1300) bool, x first, into words (NUM_WORDS,) uint32; margins False."""
     twice = np.r_[: RASTER // 2 + 1, RASTER // 2 : RASTER]
     high = _SIDE - _LOW - len(twice)
     bits = jnp.pad(cells[twice][:, twice], (_LOW, high)).reshape(_SIDE // 32, 32, _SIDE)
@@ -50,10 +51,11 @@ def unpack_cells(words: jax.Array) -> jax.Array:
 
 
 def clear_cells(road: jax.Array) -> jax.Array:
-    """Cells whose four edge neighbours are all road, (1300, 1300) bool: those do not stop the lidar.
+    """Cells whose four edge neighbours are all road, (1300, 1300) bool: those do not stop the
+    lidar.
 
-    The cell itself need not be road (a pinhole would not stop a ray), as in the original. Outside the
-    raster there is no road.
+    The cell itself need not be road (a pinhole would not stop a ray), as in the original. Outside
+    the raster there is no road.
     """
     wide = jnp.pad(road, 1)
     return wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
@@ -62,8 +64,8 @@ def clear_cells(road: jax.Array) -> jax.Array:
 def is_on_road(words: jax.Array, track: jax.Array, position: jax.Array) -> jax.Array:
     """Whether the cell under a point is set, () bool.
 
-    words (T, NUM_WORDS) uint32, track () int32, position (2,) float32 [length units]. A point outside
-    the raster is not on the road (the original wraps around or raises IndexError there).
+    words (T, NUM_WORDS) uint32, track () int32, position (2,) float32 [length units]. A point
+    outside the raster is not on the road (the original wraps around or raises IndexError there).
     """
     xy = jnp.clip(position * CELLS_PER_UNIT + (_ORIGIN - 0.5), 0.0, _SIDE - 1.0)
     bit = _read(words.reshape(-1), _first_word(track), xy[0], xy[1])
@@ -75,9 +77,9 @@ def scan(
 ) -> jax.Array:
     """Count, for each of 19 rays, the samples before the first that is not clear: (19,) uint8.
 
-    words (T, NUM_WORDS) uint32 of clear cells, track () int32, position (2,) float32, direction (2,)
-    float32 unit vector of travel. Ray 0 is the rightmost (30 degrees clockwise). Sample k lies at
-    distance `reading(k)`.
+    words (T, NUM_WORDS) uint32 of clear cells, track () int32, position (2,) float32, direction
+    (2,) float32 unit vector of travel. Ray 0 is the rightmost (30 degrees clockwise). Sample k lies
+    at distance `reading(k)`.
     """
     # Products of matrices, because XLA fuses nothing into one: else each ray would compute anew how
     # the direction came about.
@@ -98,13 +100,19 @@ def reading(count: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def _march(
-    words: jax.Array, first_word: jax.Array, x: jax.Array, y: jax.Array, cos: jax.Array, sin: jax.Array
+    words: jax.Array,
+    first_word: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
 ) -> jax.Array:
     """Clear samples of n rays (n,) uint32, all arguments but words (W,) being (n,).
 
-    Most rays end within one chunk, a few run on for a hundred samples. So the rays that are still open
-    are gathered into shorter arrays, those that are open after the next chunk into yet shorter ones.
-    That pays only across cars: hence the batching rule, which makes of a batch of marches one long one.
+    Most rays end within one chunk, a few run on for a hundred samples. So the rays that are still
+    open are gathered into shorter arrays, those that are open after the next chunk into yet shorter
+    ones. That pays only across cars: hence the batching rule, which makes of a batch of marches one
+    long one.
     """
     rays = (first_word, x, y, cos, sin)
     is_open = (x > 0).astype(jnp.uint32)  # always; a constant would let XLA unroll the first loop
@@ -125,11 +133,12 @@ def _march_many(axis_size, in_batched, words, *rays):
 
 
 def _continue(words, rays, is_open, num_done, shares):
-    """Counts (n,) uint32 of rays of which those with is_open (n,) uint32 have num_done clear samples.
+    """Counts (n,) uint32 of rays of which those with is_open (n,) uint32 have num_done clear
+    samples.
 
-    Each chunk runs in a `while_loop` and depends on its counter, the first one too, though it runs but
-    once: what enters a loop is in memory, while outside XLA would compute the rays anew, sines and all,
-    for each of the 16 samples (8 times slower).
+    Each chunk runs in a `while_loop` and depends on its counter, the first one too, though it runs
+    but once: what enters a loop is in memory, while outside XLA would compute the rays anew, sines
+    and all, for each of the 16 samples (8 times slower).
     """
     first_word, x, y, cos, sin = rays
     limit = num_done + _CHUNK if shares else MAX_COUNT
@@ -161,7 +170,8 @@ def _continue(words, rays, is_open, num_done, shares):
     def finish_some(carry):
         is_open, count = carry
         n = len(is_open)
-        index = _first_nonzero(is_open, n // shares[0])  # n where there are no more
+        size = max(n // shares[0] // 64, 1) * 64  # odd sizes are slow
+        index = _first_nonzero(is_open, size)  # n where there are no more
         taken = tuple(ray.at[index].get(mode="clip") for ray in rays)
         ended = _continue(words, taken, (index < n).astype(jnp.uint32), limit, shares[1:])
         put = {"mode": "drop", "unique_indices": True}
@@ -184,19 +194,20 @@ def _first_nonzero(flags, size):
     return index.at[rank].set(jnp.arange(n, dtype=jnp.int32), mode="drop", unique_indices=True)
 
 
-# Added to a number in 0 .. 2^23, 2^23 rounds it to an integer and leaves that in the low bits of the float.
+# 2^23, added to a smaller number, rounds it to an integer, the low bits of the float.
 _MAGIC = np.float32(2**23)
 _MAGIC_BITS = 0x4B000000
 
 
 def _first_word(track: jax.Array) -> jax.Array:
-    """Address, uint32, of a track's first word, less what `_read` adds to it through the magic bits."""
+    """Address, uint32, of a track's first word, less what `_read` adds through the magic bits."""
     excess = (_MAGIC_BITS // 32 * _SIDE + _MAGIC_BITS) % 2**32
     return track.astype(jnp.uint32) * jnp.uint32(NUM_WORDS) - jnp.uint32(excess)
 
 
 def _read(words: jax.Array, first_word: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The bit at (x, y) [cells + _ORIGIN - 1/2, so that rounding is a floor], in the lowest bit, uint32.
+    """The bit at (x, y) [cells + _ORIGIN - 1/2, so that rounding is a floor], in the lowest bit,
+    uint32.
 
     The higher bits are rubbish. A ray that has already stopped may point outside of the bitmap: XLA
     clamps the address and the bit is not used.

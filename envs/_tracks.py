@@ -1,9 +1,12 @@
-"""The track law of MicroRacer: random numbers -> midline -> borders -> raster -> obstacles -> packed bits.
+# ruff: noqa: TID251 - its own relative imports
+"""The track law of MicroRacer: random numbers -> midline -> borders -> raster -> obstacles ->
+packed bits.
 
-Source: github.com/asperti/MicroRacer, `tracks.py` (MIT); paper: Asperti & Del Brutto (2022), arXiv 2203.10494.
-Lengths are in the original's units (nominal road width 0.04), angles in radians, counter-clockwise; the car
-drives clockwise. Everything has a fixed shape and runs under `jit`: there is no retry, because none of 30,000
-tracks drawn with the original left its raster (cells outside would simply be dropped).
+Source: github.com/asperti/MicroRacer, `tracks.py` (MIT); paper: Asperti & Del Brutto (2022), arXiv
+2203.10494. Lengths are in the original's units (nominal road width 0.04), angles in radians,
+counter-clockwise; the car drives clockwise. Everything has a fixed shape and runs under `jit`:
+there is no retry, because none of 30,000 tracks drawn with the original left its raster (cells
+outside would simply be dropped).
 """
 
 from functools import partial
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ._lidar import CELLS_PER_UNIT, NUM_WORDS, RASTER, clear_cells, pack_cells, scan
+from ._lidar import CELLS_PER_UNIT, RASTER, clear_cells, pack_cells, scan
 
 ROAD_WIDTH = 0.04
 NUM_CURVES = 20  # uniforms drawn; 19 distinct knots
@@ -83,7 +86,8 @@ class TrackBank:
 def make_tracks(
     key: jax.Array, num_tracks: int, *, obstacles: bool = True, chicanes: bool = True
 ) -> TrackBank:
-    """Generate a bank of random tracks, one after the other (bounded memory); one compile per `num_tracks`.
+    """Generate a bank of random tracks, one after the other (bounded memory); one compile per
+    `num_tracks`.
 
     Refresh a bank, or build one of unseen tracks: `params.replace(tracks=make_tracks(key, 512))`.
 
@@ -154,8 +158,8 @@ def pack_track(track: Track) -> TrackBank:
 def smooth_radii(u: jax.Array) -> jax.Array:
     """One in-place sweep that pulls each of 20 numbers toward its neighbours; (20,) -> (20,).
 
-    u_i <- clip(u_i, (s - 1)/2, (s + 1)/2) with s = u_{i-1} + u_{i+1}, circular, updated values used at once.
-    One sweep limits the second difference, it does not guarantee it.
+    u_i <- clip(u_i, (s - 1)/2, (s + 1)/2) with s = u_{i-1} + u_{i+1}, circular, updated values used
+    at once. One sweep limits the second difference, it does not guarantee it.
     """
 
     def pull(i: jax.Array, u: jax.Array) -> jax.Array:
@@ -192,10 +196,11 @@ def midline_from_draws(draws: Draws, *, chicanes: bool = True) -> Spline:
 
 
 def borders(midline: Spline) -> tuple[Spline, Spline]:
-    """The inner and the outer border: splines through 120 offset points, each in its own polar angle.
+    """The inner and the outer border: splines through 120 offset points, each in its own polar
+    angle.
 
-    120 whether or not there is a chicane: its sharpest part falls between the samples, and the road that is
-    driven follows the samples, not the midline.
+    120 whether or not there is a chicane: its sharpest part falls between the samples, and the road
+    that is driven follows the samples, not the midline.
     """
     t = _grid(2 * np.pi, _BORDER_POINTS - 1, end=True)
     points, slopes = evaluate(midline, t), evaluate_slope(midline, t)
@@ -221,7 +226,7 @@ def draw_road(inner: Spline, outer: Spline) -> jax.Array:
 
 
 def obstacle_segments(outer: Spline, draws: Draws) -> jax.Array:
-    """Six segments (6, 2, 2), one in each window of the outer border's angle, none near the start."""
+    """Six segments (6, 2, 2), one in each window of the outer border's angle."""
     windows = (np.arange(1, NUM_OBSTACLES + 1) * np.pi / 4).astype(np.float32)
     theta = windows + draws.obstacle_u[1:7].astype(jnp.float32)
     theta = jnp.stack([theta, theta - _OBSTACLE_ANGLE], axis=1).astype(jnp.float32)  # (6, 2)
@@ -241,16 +246,17 @@ def remove_obstacles(road: jax.Array, segments: jax.Array) -> jax.Array:
 
 
 def cell(points: jax.Array) -> jax.Array:
-    """Raster cell of points (..., 2), int32: truncated toward zero, so that cell 650 is twice as wide."""
+    """Raster cell of points (..., 2), int32; truncated, so that cell 650 is twice as wide."""
     return (points * CELLS_PER_UNIT).astype(jnp.int32) + RASTER // 2
 
 
 def line_cells(start: jax.Array, end: jax.Array, max_cells: int) -> tuple[jax.Array, jax.Array]:
-    """Cells of a line, both ends included: start, end (2,) int32 -> cells (max_cells, 2), is_used (max_cells,).
+    """Cells of a line, both ends included: start, end (2,) int32 -> cells (max_cells, 2), is_used
+    (max_cells,).
 
-    The longer axis (x on ties) advances by one, the other by the slope, truncated toward the start. In
-    integers; the original multiplies a float slope and is one cell short in 70 of the 3,200 slopes below 80
-    cells (15/22 * 22 = 14.999...). A line of no length has no cells.
+    The longer axis (x on ties) advances by one, the other by the slope, truncated toward the start.
+    In integers; the original multiplies a float slope and is one cell short in 70 of the 3,200
+    slopes below 80 cells (15/22 * 22 = 14.999...). A line of no length has no cells.
     """
     delta = end - start
     num_steps = jnp.max(jnp.abs(delta))
@@ -261,7 +267,8 @@ def line_cells(start: jax.Array, end: jax.Array, max_cells: int) -> tuple[jax.Ar
 
 
 def fit_spline(knots: jax.Array, points: jax.Array) -> Spline:
-    """The periodic C2 cubic spline through points (n, 2) at increasing knots (n,); the last point is the first.
+    """The periodic C2 cubic spline through points (n, 2) at increasing knots (n,); the last point
+    is the first.
 
     The slopes d solve the cyclic system h_i d_{i-1} + 2 (h_{i-1} + h_i) d_i + h_{i-1} d_{i+1} =
     3 (h_i m_{i-1} + h_{i-1} m_i), with h the intervals and m the chords' slopes.
@@ -317,7 +324,7 @@ def _polar_spline(points: jax.Array) -> Spline:
 
 
 def _normal(slopes: jax.Array) -> jax.Array:
-    """Unit vectors turned left of the slopes (..., 2): toward the origin, the curves being counter-clockwise."""
+    """Unit vectors left of slopes (..., 2): toward the origin, as curves run counter-clockwise."""
     left = jnp.stack([-slopes[..., 1], slopes[..., 0]], axis=-1)
     return left / jnp.linalg.norm(left, axis=-1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""What every environment of jaxrl keeps: shapes, dtypes, bounds, jit, vmap, both ends, one trace."""
+"""What every environment of jaxrl keeps: shapes, types, bounds, jit, vmap, both ends, one trace."""
 
 import chex
 import gymnax
@@ -25,7 +25,7 @@ def made(request):
 
 @pytest.fixture(scope="module")
 def rollout(made):
-    """Random actions in NUM_ENVS environments with a time limit of 20 steps: (NUM_STEPS, NUM_ENVS)."""
+    """Random actions under a time limit of 20 steps: (NUM_STEPS, NUM_ENVS)."""
     env, params = made
     params = params.replace(max_steps_in_episode=20)
     space = env.action_space(params)

@@ -46,7 +46,7 @@ def own_params():
 
 
 def at(angle, heading, speed, radius=1.0, time=0):
-    """A car at an unwrapped polar angle, its heading relative to clockwise travel, positive = left."""
+    """A car at an unwrapped polar angle; heading 0 is clockwise, positive is left of that."""
     theta = angle - np.pi / 2 + heading
     return micro_racer.EnvState(
         time=jnp.int32(time),
@@ -171,7 +171,7 @@ def test_slow_is_allowed_without_low_speed_termination(params):
 
 
 def test_a_whole_lap_of_the_ring(params):
-    """Steered along the circle: 2 pi of road, the finish in the right step, progress from 0 to 1."""
+    """Steered along the circle: 2 pi of road, the finish in time, progress from 0 to 1."""
     speed, radius = 0.2, 1.0
     turn = 2 * np.arcsin(0.04 * speed / 2 / radius)  # chords of 0.008
     action = jnp.asarray([0.0, turn / (1.741 * 0.04 / speed)], jnp.float32)
@@ -193,11 +193,24 @@ def test_a_whole_lap_of_the_ring(params):
 
 
 def test_compact_observation_by_hand(params):
-    counts = jnp.asarray([3] * 7 + [5, 12, 12, 4] + [3] * 8, jnp.uint8)  # rays 8 and 9 are longest
+    counts = jnp.asarray([3] * 7 + [5, 12, 11, 4] + [3] * 8, jnp.uint8)
     state = at(-1.0, 0.0, 0.25).replace(counts=counts)
     obs = env.observe(KEY, state, None, params)
     # ray 8 is one to the right of the middle; 12 samples: 0.04 + 0.02
-    np.testing.assert_allclose(obs, [-np.pi / 54, 0.020, 0.06, 0.06, 0.25], atol=1e-6)
+    np.testing.assert_allclose(obs, [-np.pi / 54, 0.020, 0.06, 0.05, 0.25], atol=1e-6)
+
+
+def test_ties_for_the_longest_ray_prefer_no_side(params):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 40, (4000, 19))
+    right = rng.integers(0, 18, 4000)
+    counts[np.arange(4000), right] = counts[np.arange(4000), right + 1] = 50  # two neighbours
+    observe = jax.vmap(
+        lambda c: env.observe(KEY, at(-1.0, 0.0, 0.25).replace(counts=c), None, params)
+    )
+    ray = np.rint(observe(jnp.asarray(counts, jnp.uint8))[:, 0] / (np.pi / 54)).astype(int) + 9
+    assert np.isin(ray - right, (0, 1)).all()
+    assert np.mean(ray == right) == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize(("ray", "angle"), [(0, -np.pi / 6), (18, np.pi / 6)])

@@ -43,14 +43,14 @@ def tracks(recording):
 
 @pytest.fixture(scope="module")
 def bank(tracks):
-    """The rebuilt tracks as a bank; the segments of obstacles, kept for pictures only, are left out."""
+    """The rebuilt tracks as a bank; without the segments of obstacles, kept for pictures only."""
     pack = jax.jit(_tracks.pack_track)
     packed = [pack(track).replace(obstacles=jnp.zeros((0, 2, 2))) for track in tracks]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed)
 
 
 def params_of(bank, recording, track):
-    """The flags under which each step of the tracks (n,) was recorded, and the axes to vmap over them."""
+    """The flags under which steps on the tracks (n,) were recorded, and the axes to vmap over."""
     params = EnvParams(tracks=bank, action_limit=np.inf)
     axes = jax.tree.map(lambda _: None, params).replace(turn_limit=0, low_speed_termination=0)
     params = params.replace(

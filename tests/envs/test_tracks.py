@@ -34,7 +34,7 @@ def circle():
 def test_smoothing_by_hand():
     u = np.zeros(20)
     u[3] = 1.0
-    # i = 2 sees s = 0 + 1: bounds [0, 1], stays 0. i = 3 sees s = 0: bounds [-1/2, 1/2], becomes 1/2.
+    # i = 2: s = 0 + 1, bounds [0, 1], stays 0. i = 3: s = 0, bounds [-1/2, 1/2], becomes 1/2.
     expected = np.zeros(20)
     expected[3] = 0.5
     np.testing.assert_allclose(_tracks.smooth_radii(jnp.asarray(u)), expected)
@@ -237,6 +237,45 @@ def test_scan_is_the_naive_march(bank):
                 count += 1
                 distance += 0.004 if count < 10 else 0.01
             assert counts[ray] == count, (i, ray)
+
+
+@pytest.fixture(scope="module")
+def cars(bank):
+    """600 places near the midlines, looking roughly along them: track, position, direction."""
+    rng = np.random.default_rng(1)
+    track = rng.integers(0, 4, 600)
+    position = np.asarray(bank.midline)[track, rng.integers(0, 120, 600)]
+    angle = np.arctan2(*position.T[::-1]) - np.pi / 2 + rng.uniform(-0.5, 0.5, 600)
+    position = position + rng.uniform(-0.01, 0.01, (600, 2))
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return jnp.asarray(track, jnp.int32), *(
+        jnp.asarray(a, jnp.float32) for a in (position, direction)
+    )
+
+
+def test_a_batch_of_scans_is_that_many_scans(bank, cars):
+    """The batching rule gathers open rays across cars, 11,400 rays here; alone it does not."""
+    together = jax.vmap(_lidar.scan, in_axes=(None, 0, 0, 0))(bank.clear, *cars)
+    alone = jax.lax.map(lambda car: _lidar.scan(bank.clear, *car), cars)
+    np.testing.assert_array_equal(together, alone)
+    assert together.max() > 48  # all stages were needed
+    # and where every ray stays open there are more than the shorter arrays hold
+    empty = jnp.full((1, _lidar.NUM_WORDS), 0xFFFFFFFF, jnp.uint32)
+    zeros = jnp.zeros(600, jnp.int32)
+    counts = jax.vmap(_lidar.scan, in_axes=(None, 0, 0, 0))(empty, zeros, *cars[1:])
+    assert (counts == _lidar.MAX_COUNT).all()
+
+
+def test_scans_in_a_batch_of_batches_and_of_banks(bank, cars):
+    once = jax.vmap(_lidar.scan, in_axes=(None, 0, 0, 0))
+    flat = once(bank.clear, *cars)
+    nested = [a.reshape(4, 150, *a.shape[1:]) for a in cars]
+    twice = jax.vmap(once, in_axes=(None, 0, 0, 0))(bank.clear, *nested)
+    np.testing.assert_array_equal(twice.reshape(600, 19), flat)
+    banks = jnp.stack([bank.clear, bank.clear[::-1]])
+    per_bank = jax.vmap(once, in_axes=(0, None, None, None))(banks, *cars)
+    np.testing.assert_array_equal(per_bank[0], flat)
+    np.testing.assert_array_equal(per_bank[1], once(bank.clear[::-1], *cars))
 
 
 def test_scan_of_an_empty_world_ends():
