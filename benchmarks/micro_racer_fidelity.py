@@ -111,7 +111,7 @@ def pilot(obs: jax.Array) -> jax.Array:
 
 
 def make_drive(drivers: dict):
-    """Return drive(params, speed (N,)): one lap of each driver on each track of the bank, (D, N)."""
+    """Return drive(params, speed (N,)): a lap of each driver on each of N tracks, (D, N)."""
     env = MicroRacer()
 
     def drive(params, speed):
@@ -166,12 +166,10 @@ def main(options: Options) -> list[dict]:
 
     num_laps = ending.shape[1]
     print(f"{num_laps} tracks here, {ORIGINAL_LAPS} in the original\n")
-    columns = (
-        "driver, completed here, original, difference in points, steps per lap here, original,"
-        " difference, return here, original, discounted here, original,"
-        " border / wrong way / slow / cap in %"
-    ).split(",")
-    print("|" + " |".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    columns = ["driver", "completed here", "original", "difference in points"]
+    columns += ["steps per lap here", "original", "difference", "return here", "original"]
+    columns += ["discounted here", "original", "border / wrong way / slow / cap in %"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     rows = []
     for d, name in enumerate(drivers):
         share, mean_return, mean_discounted, steps, endings = ORIGINAL[name]

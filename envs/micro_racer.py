@@ -228,6 +228,12 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
         del params
         return state.ending != Ending.NONE
 
+    def render(self, state: EnvState, params: EnvParams, *, size: int = 720) -> np.ndarray:
+        """RGB frame (size, size, 3) uint8 of one state; not under jit, needs Pillow."""
+        from .render.micro_racer import render
+
+        return render(state, params, size=size)
+
     @property
     def name(self) -> str:
         """The id under which it is registered."""

@@ -1,0 +1,248 @@
+# ruff: noqa: TID251 - its own relative imports
+"""Pictures of MicroRacer: the whole track, the car's surroundings in the middle, the lidar's rays.
+
+What is drawn as road are the cells of the bitmap that the car is judged by, nothing smoother.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .._lidar import CELLS_PER_UNIT, NUM_RAYS, RASTER, RAY_SPACING, reading, unpack_cells
+from .._tracks import ROAD_WIDTH, TrackBank
+from ..micro_racer import Ending, EnvParams, EnvState, MicroRacer
+
+GRASS, ROAD, KERB = (196, 213, 176), (66, 70, 79), (236, 236, 230)
+OBSTACLE, TRAIL, CAR, INK = (222, 98, 48), (250, 205, 84), (208, 32, 44), (38, 44, 40)
+NEAR, FAR = np.array([240, 84, 60]), np.array([84, 220, 150])  # rays, by their reading
+FAR_READING = 0.3
+LENS_REACH = 0.14  # length units from the middle of the lens to its rim
+LENS_RADIUS = 0.50  # of the lens on the map, length units: fits into the ring, whose hole has 0.58
+SHARPNESS = 2  # drawn this many times larger, then reduced: smooth edges
+
+
+def render(state: EnvState, params: EnvParams, *, size: int = 720) -> np.ndarray:
+    """Draw one state (no leading axes): RGB frame (size, size, 3) uint8, y upward, 0.1 s.
+
+    For many states of one episode use `render_episode`, which draws the track once.
+
+    Raises:
+        ValueError: if size is less than 64 pixels.
+    """
+    return TrackPicture(params.tracks, int(state.track), size).frame(jax.device_get(state))
+
+
+def render_episode(
+    states: EnvState, params: EnvParams, *, size: int = 480, every: int = 4
+) -> list[np.ndarray]:
+    """Frames (size, size, 3) of an episode: every fourth of its states (T, ...), and the last."""
+    states = jax.device_get(states)
+    num_states = len(states.time)
+    picture = TrackPicture(params.tracks, int(states.track[0]), size)
+    frames = []
+    for i in sorted({*range(0, num_states, every), num_states - 1}):
+        state = jax.tree.map(lambda leaf, i=i: leaf[i], states)
+        frames.append(picture.frame(state, trail=np.asarray(states.position[: i + 1])))
+    return frames
+
+
+def drive(
+    env: MicroRacer, params: EnvParams, act: Callable[[jax.Array], jax.Array], key: jax.Array
+) -> EnvState:
+    """States (T + 1, ...) of an episode driven by `act(obs) -> action`, both ends included."""
+
+    def step(carry, _):
+        obs, state = carry
+        obs, state, *_ = env.step_env(key, state, act(obs), params)  # no reset: the end is wanted
+        return (obs, state), state
+
+    @jax.jit
+    def episode(key):
+        obs, first = env.reset_env(key, params)
+        _, rest = jax.lax.scan(step, (obs, first), length=int(params.max_steps_in_episode))
+        return jax.tree.map(lambda a, b: jax.numpy.concatenate([a[None], b]), first, rest)
+
+    states = jax.device_get(episode(key))
+    ended = states.ending != Ending.NONE
+    num_states = int(ended.argmax()) + 1 if ended.any() else len(ended)
+    return jax.tree.map(lambda leaf: leaf[:num_states], states)
+
+
+def save_animation(frames: Sequence[np.ndarray], path: Path | str, *, fps: int = 25) -> None:
+    """Write frames (H, W, 3) uint8 as .gif, or as .mp4 where imageio has ffmpeg; rests on the last
+    one.
+
+    Raises:
+        ValueError: if the name ends otherwise, or there are no frames.
+    """
+    path = Path(path)
+    if not len(frames):
+        raise ValueError("there are no frames to save")
+    frames = [*frames, *[frames[-1]] * fps]
+    if path.suffix == ".gif":
+        palette = Image.fromarray(frames[0]).quantize(128)  # one for all: nothing flickers
+        images = [
+            Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames
+        ]
+        duration = max(round(1000 / fps), 20)  # [ms]; viewers slow down shorter ones
+        images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    elif path.suffix == ".mp4":
+        import imageio.v3
+
+        imageio.v3.imwrite(path, np.stack(frames), fps=fps)
+    else:
+        raise ValueError(f"{path.name} must end in .gif or .mp4")
+
+
+class TrackPicture:
+    """The picture of one track of a bank, onto which cars are drawn."""
+
+    def __init__(self, tracks: TrackBank, index: int, size: int):
+        if size < 64:
+            raise ValueError(f"size = {size} must be at least 64 pixels")
+        self.size = size
+        self._side = size * SHARPNESS
+        road = np.asarray(unpack_cells(tracks.road[index]))
+        inner, outer, start = (
+            np.asarray(a[index]) for a in (tracks.inner, tracks.outer, tracks.start)
+        )
+        self._cells = Image.fromarray(_paint(road, inner, outer, start))
+        self._reach = 1.04 * float(np.abs(outer).max())  # half the side of the map, length units
+        self._map = self._view((0.0, 0.0), self._reach, self._side, Image.Resampling.BOX)
+        self._lens_side = 2 * int(self._side * LENS_RADIUS / self._reach / 2)
+
+    def frame(self, state: EnvState, trail: np.ndarray | None = None) -> np.ndarray:
+        """Draw a state, after the positions (T, 2) driven so far: (size, size, 3) uint8."""
+        picture = self._map.copy()
+        brush = ImageDraw.Draw(picture)
+        unit = self._side / 720  # line widths are given for 720 pixels
+
+        if trail is not None and len(trail) > 1:
+            points = self._pixels(trail, (0.0, 0.0), self._reach, self._side)
+            brush.line([tuple(p) for p in points], fill=TRAIL, width=max(round(2.5 * unit), 1))
+        self._draw_rays(brush, state, (0.0, 0.0), self._reach, self._side, width=1.0 * unit)
+        self._draw_car(brush, state, (0.0, 0.0), self._reach, self._side, length=13 * unit)
+
+        lens = self._view(state.position, LENS_REACH, self._lens_side, Image.Resampling.NEAREST)
+        glass = ImageDraw.Draw(lens)
+        where = (state.position, LENS_REACH, self._lens_side)
+        if trail is not None and len(trail) > 1:
+            points = self._pixels(trail[-100:], *where)
+            glass.line([tuple(p) for p in points], fill=TRAIL, width=max(round(3 * unit), 1))
+        self._draw_rays(glass, state, *where, width=2.0 * unit)
+        self._draw_car(glass, state, *where, length=24 * unit)
+        mask = Image.new("L", lens.size, 0)
+        ImageDraw.Draw(mask).ellipse((0, 0, lens.width - 1, lens.height - 1), fill=255)
+        corner = (self._side - self._lens_side) // 2
+        picture.paste(lens, (corner, corner), mask)
+        rim = (corner, corner, corner + self._lens_side, corner + self._lens_side)
+        brush.ellipse(rim, outline=INK, width=max(round(2.5 * unit), 1))
+
+        self._write(brush, state, unit)
+        small = picture.resize((self.size, self.size), Image.Resampling.BOX)
+        return np.asarray(small)
+
+    def pixel(self, position: np.ndarray) -> tuple[int, int]:
+        """Row and column of a position on the map of a frame."""
+        x, y = self._pixels(np.asarray(position), (0.0, 0.0), self._reach, self.size)
+        return int(y), int(x)
+
+    def _view(self, middle, reach, side, resample):
+        """The cells within `reach` of `middle` as a square picture of `side` pixels."""
+        x, y = np.asarray(middle, float) * CELLS_PER_UNIT + RASTER / 2
+        y, reach = RASTER - y, reach * CELLS_PER_UNIT
+        left, top = int(np.floor(x - reach)), int(np.floor(y - reach))
+        extent = int(np.ceil(2 * reach)) + 1
+        around = Image.new("RGB", (extent, extent), GRASS)
+        around.paste(self._cells, (-left, -top))
+        x, y = float(x - left), float(y - top)
+        return around.resize((side, side), resample, (x - reach, y - reach, x + reach, y + reach))
+
+    @staticmethod
+    def _pixels(points, middle, reach, side):
+        """Points (..., 2) -> pixels (..., 2) [column, row] of a view, y upward."""
+        away = (np.asarray(points, float) - np.asarray(middle, float)) / reach
+        return (away * (1, -1) + 1) * side / 2
+
+    def _draw_car(self, brush, state, middle, reach, side, length):
+        forward = _heading(state) * (1, -1) * length
+        left = np.array([forward[1], -forward[0]]) * 0.45
+        nose = self._pixels(state.position, middle, reach, side)  # the point that is judged
+        corners = [nose, nose - forward + left, nose - 0.75 * forward, nose - forward - left]
+        brush.polygon([tuple(c) for c in corners], fill=CAR, outline=KERB)
+
+    def _draw_rays(self, brush, state, middle, reach, side, width):
+        if int(state.ending) > Ending.COMPLETED:
+            return  # the scan is older than the step
+        readings = np.asarray(reading(jax.numpy.asarray(state.counts)))
+        x, y = _heading(state)
+        angles = np.arctan2(y, x) + (np.arange(NUM_RAYS) - NUM_RAYS // 2) * RAY_SPACING
+        ends = state.position + readings[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        start = tuple(self._pixels(state.position, middle, reach, side))
+        for end, length in zip(self._pixels(ends, middle, reach, side), readings, strict=True):
+            share = min(length / FAR_READING, 1.0)
+            colour = tuple(int(c) for c in (1 - share) * NEAR + share * FAR)
+            brush.line([start, tuple(end)], fill=colour, width=max(round(width), 1))
+
+    def _write(self, brush, state, unit):
+        large, small = _font(round(21 * unit)), _font(round(14 * unit))
+        speed = float(np.hypot(*state.velocity))
+        lap = float(np.clip(-state.angle / (2 * np.pi), 0, 1))
+        ending = Ending(int(state.ending))
+        edge, far = 16 * unit, self._side - 16 * unit
+
+        def label(x, y, anchor, name, value, colour=INK):
+            brush.text((x, y), name, fill=INK, font=small, anchor=anchor)
+            brush.text((x, y + 18 * unit), value, fill=colour, font=large, anchor=anchor)
+
+        label(edge, edge, "la", "step", f"{int(state.time)}")
+        label(far, edge, "ra", "speed", f"{speed:.2f}")
+        bottom = far - 40 * unit
+        label(edge, bottom, "la", "lap", f"{100 * lap:.0f} %")
+        if ending != Ending.NONE:
+            colour = (24, 110, 60) if ending == Ending.COMPLETED else CAR
+            label(far, bottom, "ra", "ended", ending.name.lower().replace("_", " "), colour)
+
+
+def _paint(road, inner, outer, start):
+    """Colours (1300, 1300, 3) of the cells, as a picture: row 0 is the largest y."""
+    ring = Image.new("1", (RASTER, RASTER))
+    brush = ImageDraw.Draw(ring)
+    for border, is_in in ((outer, 1), (inner, 0)):
+        cells = border * CELLS_PER_UNIT + RASTER / 2
+        brush.polygon([tuple(c) for c in cells], fill=is_in)
+    surrounded = _erode(road)
+    blocked = np.asarray(ring).T & ~road  # x first, as the raster
+    blocked &= ~_erode(~_erode(blocked))  # without the slivers along the borders
+    colours = np.empty((RASTER, RASTER, 3), np.uint8)
+    colours[:] = GRASS
+    colours[road] = ROAD
+    colours[road & ~surrounded] = KERB
+    colours[blocked] = OBSTACLE
+    # a chequered line of 6 cells where the lap begins and ends
+    x, y = (np.arange(RASTER) - RASTER / 2 + 0.5)[:, None], (np.arange(RASTER) - RASTER / 2 + 0.5)
+    across = np.abs(x / CELLS_PER_UNIT - start[0]) < ROAD_WIDTH
+    line = road & surrounded & across & (np.abs(y - start[1] * CELLS_PER_UNIT) < 3)[None, :]
+    white = (np.floor(x / 3) + np.floor(y / 3)[None, :]) % 2 == 0
+    colours[line] = np.where(white[..., None], 250, 20)[line]
+    return np.ascontiguousarray(colours.transpose(1, 0, 2)[::-1])
+
+
+def _erode(cells):
+    """Cells whose four edge neighbours and itself are set."""
+    wide = np.pad(cells, 1)
+    return cells & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+
+
+def _heading(state):
+    speed = float(np.hypot(*state.velocity))
+    return np.asarray(state.velocity, float) / speed if speed > 0 else np.array([1.0, 0.0])
+
+
+@cache
+def _font(size):
+    return ImageFont.load_default(size)
