@@ -5,6 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxrl  # noqa: F401  (before gymnax: it sets a flag for XLA)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 

@@ -30,7 +30,8 @@ ALLOWED = {
     "jaxrl.returns": set(),
     "jaxrl.spaces": set(),
     "jaxrl.types": set(),
-    "jaxrl": {"jaxrl.policy"},
+    "jaxrl._xla": set(),
+    "jaxrl": {"jaxrl._xla", "jaxrl.policy"},
     "train": {"jaxrl", "train"},
     "benchmarks": {"jaxrl", "train", "benchmarks"},
 }

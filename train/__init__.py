@@ -1,1 +1,3 @@
-"""Scripts that train, evaluate and show agents: `python -m train.ppo --help`."""
+"""Scripts that train and show agents: the one place where environments and learners meet."""
+
+import jaxrl  # noqa: F401  (before gymnax: it sets a flag for XLA)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-import gymnax
 import tyro
 
 from jaxrl.checks import check_count
@@ -29,8 +28,8 @@ class Options:
     """Arguments of the environment, name=value each, e.g. obstacles=false observation=lidar."""
     seed: int = 0
     """Seed of the first agent; the others take the next numbers."""
-    num_seeds: int = 1
-    """Agents to train side by side, with seeds seed, seed + 1, ..."""
+    num_seeds: int = 4
+    """Agents to train side by side, with seeds seed, seed + 1, ... """
     eval_episodes: int = 512
     """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
     runs_dir: str = "runs"
@@ -194,6 +193,10 @@ def _value(text: str) -> Any:
 
 def list_envs() -> str:
     """The names of all environments, one a line."""
+    import gymnax
+
+    import jaxrl.envs  # noqa: F401  (registers ours)
+
     return "\n".join(gymnax.registered_envs)
 
 

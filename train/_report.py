@@ -4,7 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,15 @@ from scipy.stats import trim_mean
 
 from jaxrl import rollout
 from jaxrl.sinks import episode_mean
-from train._envs import EnvSetup
+
+if TYPE_CHECKING:
+    from train._envs import EnvSetup
 
 Rows = dict[str, np.ndarray]  # each (num_seeds, num_episodes)
 
 
 def evaluate(
-    setup: EnvSetup, act: Callable[..., jax.Array], policies: Any, seed: int, num_episodes: int
+    setup: "EnvSetup", act: Callable[..., jax.Array], policies: Any, seed: int, num_episodes: int
 ) -> Rows:
     """Run every policy, most likely actions, on the same episodes; one entry a policy and episode.
 

@@ -29,7 +29,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,11 @@ import jaxrl
 from jaxrl import policy, sinks, spaces
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _cli, _envs, _report
-from train._envs import EnvSetup
+from train import _cli, _report
 from train._progress import Progress
+
+if TYPE_CHECKING:
+    from train._envs import EnvSetup
 
 FORMAT = "jaxrl run 1"
 FILES = (
@@ -66,7 +68,7 @@ class Run:
     agent: ModuleType
     options: _cli.Options
     config: Any
-    setup: EnvSetup
+    setup: "EnvSetup"
     train: Train[Any]
     folder: Path
     command: str
@@ -96,6 +98,8 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
     env_kwargs = _cli.parse_env_kwargs(options.env_kwargs)
+    from train import _envs  # takes seconds (gymnax): wrong options are refused before
+
     agent_name = agent.__name__.rpartition(".")[2]
     agent.check_config(config, *_envs.probe(options.env, env_kwargs))
     name = options.name or f"{options.env}__{agent_name}__seed{options.seed}"
