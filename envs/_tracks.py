@@ -25,10 +25,19 @@ _BORDER_POINTS = 120
 _BORDER_LINES = 2000  # radial lines that fill the road
 LINE_CELLS = 64  # longest such line; the longest of 20,000 tracks: see tests/envs/test_tracks.py
 OBSTACLE_CELLS = 32  # longest obstacle line
-_OBSTACLE_ANGLE = np.pi / 150
 _KNOT_GAP = 2 * np.pi / 19
 _CHICANE_OFFSETS = np.array([-1 / 3, -1 / 25, 0, 1 / 25, 1 / 3]) * _KNOT_GAP
 _CHICANE_SCALE = np.array([1, 1.02, 1, 0.98, 1])  # flag true; false: the reverse
+
+
+def _find_too_small() -> np.ndarray:
+    """[n, m, k]: 1 where trunc(m / n * k) in float64 is one less than the quotient, for m <= n."""
+    n, m, k = np.ogrid[:LINE_CELLS, :LINE_CELLS, :LINE_CELLS]
+    n = np.maximum(n, 1)
+    return ((m * k) // n - np.trunc(m / n * k).astype(int)).astype(np.int8) * (m <= n)
+
+
+_TOO_SMALL = _find_too_small()
 
 
 @struct.dataclass
@@ -44,9 +53,14 @@ class Draws:
 
 @struct.dataclass
 class Spline:
-    """A closed C2 curve of cubic pieces; the last knot is the first one period later."""
+    """A closed C2 curve of cubic pieces; the last knot is the first one period later.
+
+    """[n, m, k]: 1 where trunc(m / n * k) in float64 is one less than the quotient, m <= n."""
+    moves points by a thousandth of a cell where the road is steep, and some cells with them.
+    """
 
     knots: jax.Array  # (n,) increasing parameter
+    knots_low: jax.Array  # (n,) to be added to it
     points: jax.Array  # (n, 2); the last equals the first
     slopes: jax.Array  # (n, 2) derivative by the parameter
 
@@ -140,7 +154,7 @@ def pack_track(track: Track) -> TrackBank:
     start = evaluate(track.midline, jnp.zeros((), jnp.float32))
     backward = evaluate_slope(track.midline, jnp.zeros((), jnp.float32))
     heading = -backward / jnp.linalg.norm(backward)  # clockwise
-    fine = evaluate(track.midline, _grid(2 * np.pi, 2400))
+    fine = evaluate(track.midline, *_grid(2400))
     return TrackBank(
         road=pack_cells(track.road),
         clear=clear,
@@ -148,7 +162,7 @@ def pack_track(track: Track) -> TrackBank:
         heading=heading,
         start_counts=scan(clear[None], jnp.int32(0), start, heading),
         length=jnp.sum(jnp.linalg.norm(fine - jnp.roll(fine, 1, axis=0), axis=-1)),
-        midline=evaluate(track.midline, _grid(2 * np.pi, _BORDER_POINTS)),
+        midline=evaluate(track.midline, *_grid(_BORDER_POINTS)),
         inner=track.inner.points,
         outer=track.outer.points,
         obstacles=track.obstacles,
@@ -173,16 +187,18 @@ def midline_from_draws(draws: Draws, *, chicanes: bool = True) -> Spline:
     """The midline: a periodic spline through 20 knots, or 24 with a chicane."""
     radius = 0.7 + smooth_radii(draws.radius_u.astype(jnp.float32)) / 2
     radius = radius.at[-1].set(radius[0])  # the 20th was a neighbour in the sweep, nothing more
-    angles = _grid(2 * np.pi, NUM_CURVES - 1, end=True)
-    points = radius[:, None] * _unit(angles)
+    angles, angles_low = _grid(NUM_CURVES - 1, end=True)
+    units = _grid_units(NUM_CURVES - 1, end=True)
+    points = radius[:, None] * units
     if not chicanes:
-        return fit_spline(angles, points)
+        return fit_spline(angles, points, angles_low)
 
     # Knot c becomes five, on the chord between its neighbours; the 2nd and 4th are pushed apart.
     c = draws.chicane_knot
     before, after = points[c - 1], points[c + 1]
-    five = angles[c] + _CHICANE_OFFSETS.astype(np.float32)
-    rays = _unit(five)
+    five, five_low = _two_sum(angles[c], jnp.asarray(_CHICANE_OFFSETS, jnp.float32))
+    five_low = five_low + angles_low[c]
+    rays = _rotate(units[c][None, :], np.cos(_CHICANE_OFFSETS), np.sin(_CHICANE_OFFSETS))
     along = _cross(before, after - before) / _cross(rays, (after - before)[None, :])
     scale = _CHICANE_SCALE.astype(np.float32)
     along = along * jnp.where(draws.chicane_flag, scale, scale[::-1])
@@ -190,9 +206,11 @@ def midline_from_draws(draws: Draws, *, chicanes: bool = True) -> Spline:
     old = jnp.where(i < c, i, jnp.maximum(i - 4, 0))
     new = jnp.clip(i - c, 0, 4)
     is_new = (i >= c) & (i <= c + 4)
-    knots = jnp.where(is_new, five[new], angles[old])
-    points = jnp.where(is_new[:, None], (along[:, None] * rays)[new], points[old])
-    return fit_spline(knots, points)
+    return fit_spline(
+        jnp.where(is_new, five[new], angles[old]),
+        jnp.where(is_new[:, None], (along[:, None] * rays)[new], points[old]),
+        jnp.where(is_new, five_low[new], angles_low[old]),
+    )
 
 
 def borders(midline: Spline) -> tuple[Spline, Spline]:
@@ -202,8 +220,8 @@ def borders(midline: Spline) -> tuple[Spline, Spline]:
     120 whether or not there is a chicane: its sharpest part falls between the samples, and the road
     that is driven follows the samples, not the midline.
     """
-    t = _grid(2 * np.pi, _BORDER_POINTS - 1, end=True)
-    points, slopes = evaluate(midline, t), evaluate_slope(midline, t)
+    t = _grid(_BORDER_POINTS - 1, end=True)
+    points, slopes = evaluate(midline, *t), evaluate_slope(midline, *t)
     normals = _normal(slopes)
     return (
         _polar_spline(points + ROAD_WIDTH / 2 * normals),
@@ -213,8 +231,8 @@ def borders(midline: Spline) -> tuple[Spline, Spline]:
 
 def draw_road(inner: Spline, outer: Spline) -> jax.Array:
     """Fill the road between the borders: 2000 radial lines of 3 x 3 stamps -> (1300, 1300) bool."""
-    angles = _grid(2 * np.pi, _BORDER_LINES)
-    starts, ends = cell(evaluate(inner, angles)), cell(evaluate(outer, angles))
+    angles = _grid(_BORDER_LINES)
+    starts, ends = cell(evaluate(inner, *angles)), cell(evaluate(outer, *angles))
     cells, is_used = jax.vmap(partial(line_cells, max_cells=LINE_CELLS))(starts, ends)
     cells = jnp.where(is_used[..., None], cells, RASTER).reshape(-1, 2)  # unused: dropped
     cells = jnp.where(jnp.any(cells < 0, axis=-1, keepdims=True), RASTER, cells)  # -1 would wrap
@@ -227,11 +245,13 @@ def draw_road(inner: Spline, outer: Spline) -> jax.Array:
 
 def obstacle_segments(outer: Spline, draws: Draws) -> jax.Array:
     """Six segments (6, 2, 2), one in each window of the outer border's angle."""
-    windows = (np.arange(1, NUM_OBSTACLES + 1) * np.pi / 4).astype(np.float32)
-    theta = windows + draws.obstacle_u[1:7].astype(jnp.float32)
-    theta = jnp.stack([theta, theta - _OBSTACLE_ANGLE], axis=1).astype(jnp.float32)  # (6, 2)
+    windows = np.arange(1, NUM_OBSTACLES + 1) * np.pi / 4
+    windows = windows[:, None] - np.array([0.0, np.pi / 150])  # (6, 2)
+    high, low = _split(windows)
+    theta, rest = _two_sum(high, draws.obstacle_u[1:7].astype(jnp.float32)[:, None])
+    theta = theta, rest + low
     offset = draws.obstacle_side.astype(jnp.float32)[:, None, None]
-    return evaluate(outer, theta) + offset * _normal(evaluate_slope(outer, theta))
+    return evaluate(outer, *theta) + offset * _normal(evaluate_slope(outer, *theta))
 
 
 def remove_obstacles(road: jax.Array, segments: jax.Array) -> jax.Array:
@@ -254,27 +274,30 @@ def line_cells(start: jax.Array, end: jax.Array, max_cells: int) -> tuple[jax.Ar
     """Cells of a line, both ends included: start, end (2,) int32 -> cells (max_cells, 2), is_used
     (max_cells,).
 
-    The longer axis (x on ties) advances by one, the other by the slope, truncated toward the start.
-    In integers; the original multiplies a float slope and is one cell short in 70 of the 3,200
-    slopes below 80 cells (15/22 * 22 = 14.999...). A line of no length has no cells.
+    The longer axis (x on ties) advances by one, the other by the slope, truncated toward the start;
+    a line of no length has no cells. Sums are in integers, but as the original multiplies a float64
+    slope, whole numbers come out one too small now and then (15 / 22 * 22 = 14.999...): so here.
     """
     delta = end - start
     num_steps = jnp.max(jnp.abs(delta))
     k = jnp.arange(max_cells, dtype=jnp.int32)
-    # On the longer axis this is +-k exactly.
-    offsets = jax.lax.div(k[:, None] * delta[None, :], jnp.maximum(num_steps, 1))
-    return start[None, :] + offsets, (k <= num_steps) & (num_steps > 0)
+    product = k[:, None] * jnp.abs(delta)[None, :]
+    offsets = jax.lax.div(product, jnp.maximum(num_steps, 1))  # on the longer axis k exactly
+    shorter = jnp.abs(delta)[None, :], k[:, None]
+    offsets = offsets - jnp.asarray(_TOO_SMALL)[jnp.minimum(num_steps, LINE_CELLS - 1), *shorter]
+    return start[None, :] + offsets * jnp.sign(delta)[None, :], (k <= num_steps) & (num_steps > 0)
 
 
-def fit_spline(knots: jax.Array, points: jax.Array) -> Spline:
-    """The periodic C2 cubic spline through points (n, 2) at increasing knots (n,); the last point
-    is the first.
+def fit_spline(knots: jax.Array, points: jax.Array, knots_low: jax.Array | float = 0.0) -> Spline:
+    """The closed C2 cubic spline through points (n, 2) at increasing knots + knots_low (n,).
 
-    The slopes d solve the cyclic system h_i d_{i-1} + 2 (h_{i-1} + h_i) d_i + h_{i-1} d_{i+1} =
-    3 (h_i m_{i-1} + h_{i-1} m_i), with h the intervals and m the chords' slopes.
+    The last point is the first. The slopes d solve the cyclic system h_i d_{i-1} + 2 (h_{i-1} +
+    h_i) d_i + h_{i-1} d_{i+1} = 3 (h_i m_{i-1} + h_{i-1} m_i), with h the intervals and m the
+    chords' slopes.
     """
-    knots, n = jnp.asarray(knots), knots.shape[0] - 1
-    h = jnp.diff(knots)
+    n = knots.shape[0] - 1
+    knots_low = jnp.broadcast_to(jnp.asarray(knots_low, knots.dtype), knots.shape)
+    h = jnp.diff(knots) + jnp.diff(knots_low)
     m = (points[1:] - points[:-1]) / h[:, None]
     h_before, m_before = jnp.roll(h, 1), jnp.roll(m, 1, axis=0)
     eye = jnp.eye(n, dtype=knots.dtype)
@@ -284,43 +307,61 @@ def fit_spline(knots: jax.Array, points: jax.Array) -> Spline:
         + h_before[:, None] * jnp.roll(eye, 1, axis=1)
     )
     slopes = jnp.linalg.solve(matrix, 3 * (h[:, None] * m_before + h_before[:, None] * m))
-    return Spline(knots=knots, points=points, slopes=jnp.concatenate([slopes, slopes[:1]]))
+    slopes = jnp.concatenate([slopes, slopes[:1]])
+    return Spline(knots=knots, knots_low=knots_low, points=points, slopes=slopes)
 
 
-def evaluate(spline: Spline, t: jax.Array) -> jax.Array:
-    """Points (..., 2) of the curve at parameters t (...), wrapped into the period."""
-    i, u, h = _locate(spline, t)
+def evaluate(spline: Spline, t: jax.Array, t_low: jax.Array | float = 0.0) -> jax.Array:
+    """Points (..., 2) of the curve at parameters t + t_low (...), wrapped into the period."""
+    i, u, h = _locate(spline, t, t_low)
     p, q = spline.points[i], spline.points[i + 1]
     a, b = h * spline.slopes[i], h * spline.slopes[i + 1]
     # p plus a correction: keeps the rounding error at that of p
     return p + u * (a + u * (3 * (q - p) - 2 * a - b + u * (a + b - 2 * (q - p))))
 
 
-def evaluate_slope(spline: Spline, t: jax.Array) -> jax.Array:
-    """Derivative by the parameter (..., 2) at t (...), wrapped into the period."""
-    i, u, h = _locate(spline, t)
+def evaluate_slope(spline: Spline, t: jax.Array, t_low: jax.Array | float = 0.0) -> jax.Array:
+    """Derivative by the parameter (..., 2) at t + t_low (...), wrapped into the period."""
+    i, u, h = _locate(spline, t, t_low)
     chord = (spline.points[i + 1] - spline.points[i]) / h
     a, b = spline.slopes[i], spline.slopes[i + 1]
     return a + u * (6 * chord - 4 * a - 2 * b + u * (3 * (a + b) - 6 * chord))
 
 
-def _locate(spline: Spline, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _locate(spline, t, t_low):
     """Piece (...), place within it in [0, 1] (..., 1) and its length (..., 1)."""
-    first, last = spline.knots[0], spline.knots[-1]
-    t = first + jnp.mod(t - first, last - first)
-    i = jnp.searchsorted(spline.knots, t, side="right", method="compare_all") - 1
-    i = jnp.clip(i, 0, spline.knots.shape[0] - 2)
-    h = spline.knots[i + 1] - spline.knots[i]
-    return i, ((t - spline.knots[i]) / h)[..., None], h[..., None]
+    knots, low = spline.knots, spline.knots_low
+    period, period_low = _two_sum(knots[-1], -knots[0])
+    period_low = period_low + low[-1] - low[0]
+    num_turns = jnp.floor((t - knots[0]) / period)
+    t, rest = _two_sum(t, -num_turns * period)  # exact for one turn, as needed here
+    t_low = t_low + rest - num_turns * period_low
+    i = jnp.searchsorted(knots, t, side="right", method="compare_all") - 1
+    i = jnp.clip(i, 0, len(knots) - 2)
+    h = (knots[i + 1] - knots[i]) + (low[i + 1] - low[i])
+    u = ((t - knots[i]) + (t_low - low[i])) / h
+    return i, u[..., None], h[..., None]
 
 
 def _polar_spline(points: jax.Array) -> Spline:
-    """A closed spline in the polar angle of its points, unwrapped to increase."""
-    angles = jnp.arctan2(points[:, 1], points[:, 0])
-    before = jnp.concatenate([jnp.zeros(1, angles.dtype), angles[:-1]])
-    angles = angles + 2 * np.pi * jnp.cumsum(angles < before, dtype=jnp.int32)
-    period = 2 * np.pi * jnp.round((angles[-1] - angles[0]) / (2 * np.pi))
-    return fit_spline(angles.at[-1].set(angles[0] + period), points.at[-1].set(points[0]))
+    """A closed spline in the polar angle of its 120 points, which lie around the origin once.
+
+    Measured from the angles 2 pi k / 119, from which they are never far. (The original unwraps the
+    angles one after the other; the two differ for borders that fold back, never seen in 30,000.)
+    """
+    angles, angles_low = _grid(len(points) - 1, end=True)
+    cos, sin = _grid_units(len(points) - 1, end=True).T
+    turned = _rotate(points, cos, -sin)
+    angles, rest = _two_sum(angles, jnp.arctan2(turned[:, 1], turned[:, 0]))
+    # The last point is the first, one turn later: to the last bit.
+    (period,), (period_low,) = _split(np.array([2 * np.pi]))
+    last, last_rest = _two_sum(angles[0], period)
+    low = rest + angles_low
+    return fit_spline(
+        angles.at[-1].set(last),
+        points.at[-1].set(points[0]),
+        low.at[-1].set(last_rest + low[0] + period_low),
+    )
 
 
 def _normal(slopes: jax.Array) -> jax.Array:
@@ -329,13 +370,35 @@ def _normal(slopes: jax.Array) -> jax.Array:
     return left / jnp.linalg.norm(left, axis=-1, keepdims=True)
 
 
-def _grid(stop: float, num: int, end: bool = False) -> jax.Array:
-    """`num` steps from 0 to `stop` in float32 rounded once; with `end` also `stop` itself."""
-    return jnp.asarray((stop * np.arange(num + end) / num).astype(np.float32))
+def _split(x: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """A float64 constant as a sum of two float32."""
+    high = x.astype(np.float32)
+    return jnp.asarray(high), jnp.asarray((x - high).astype(np.float32))
 
 
-def _unit(angles: jax.Array) -> jax.Array:
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a + b rounded, and what the rounding lost, exactly (Knuth, TAOCP 2, 4.2.2, theorem B)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _grid(num: int, end: bool = False) -> tuple[jax.Array, jax.Array]:
+    """`num` equal steps around the circle as sums of two floats; with `end` also 2 pi itself."""
+    return _split(2 * np.pi * np.arange(num + end) / num)
+
+
+def _grid_units(num: int, end: bool = False) -> jax.Array:
+    """Unit vectors (num, 2) at the angles of `_grid`."""
+    angles = 2 * np.pi * np.arange(num + end) / num
+    return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1), jnp.float32)
+
+
+def _rotate(points: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray):
+    """Points (n, 2) turned left by angles given by cos, sin (n,)."""
+    cos, sin = jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32)
+    x, y = points[..., 0], points[..., 1]
+    return jnp.stack([cos * x - sin * y, cos * y + sin * x], axis=-1)
 
 
 def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
