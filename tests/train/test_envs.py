@@ -49,13 +49,9 @@ def test_the_animation_shows_the_episode_to_its_end(setup, tmp_path):
     def act(obs):
         return straight_on(0.0, obs)
 
-    states = _animation.drive(act, setup.env, first, jax.random.key(5))
-    assert states.time.tolist() == list(range(len(states.time)))
-    assert _animation.how_it_ended(states) == "crossing border"
-    np.testing.assert_array_equal(states.position[-1], states.position[-2])  # where it failed
-
     shown = _animation.micro_racer(act, setup.env, first, jax.random.key(5), tmp_path / "a.gif")
-    assert shown == f"one episode, crossing border after {len(states.time) - 1} steps"
+    assert shown.startswith("one episode, crossing border after ")
+    num_steps = int(shown.split()[-2])
     with Image.open(tmp_path / "a.gif") as picture:
-        assert picture.size == (_animation.SIZE, _animation.SIZE)
-        assert getattr(picture, "n_frames", 1) >= 2
+        # every fourth state and the last one, then a rest of a second
+        assert getattr(picture, "n_frames", 1) >= num_steps // 4 + 1
