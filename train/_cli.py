@@ -26,6 +26,9 @@ class Options:
     """Environment: one of ours, or of gymnax (--list-envs shows them)."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment, name=value each, e.g. obstacles=false observation=lidar."""
+    train_params: tuple[str, ...] = ()
+    """Parameters of the environment that differ while training, name=value each, e.g.
+    failure_reward=-10; the evaluation keeps the environment's own."""
     seed: int = 0
     """Seed of the first agent; the others take the next numbers."""
     num_seeds: int = 4
@@ -92,7 +95,11 @@ def parse(agent: ModuleType, argv: Sequence[str] | None = None) -> tuple[Options
     env_id = first.parse_known_args(argv)[0].env or Options.env
     preset = _presets.find(name, env_id)
     default = Args(
-        Options(env=env_id, env_kwargs=tuple(f"{k}={v}" for k, v in preset.env_kwargs.items())),
+        Options(
+            env=env_id,
+            env_kwargs=tuple(f"{k}={v}" for k, v in preset.env_kwargs.items()),
+            train_params=tuple(f"{k}={v}" for k, v in preset.train_params.items()),
+        ),
         agent.Config(**preset.config),
     )
     title = (agent.__doc__ or "").partition("\n")[0]
@@ -167,7 +174,7 @@ def _one_sentence(box: str) -> str:
     return f"{message} (--help shows all arguments)"
 
 
-def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Read ("obstacles=false", "num_tracks=512") as {"obstacles": False, "num_tracks": 512}.
 
     Raises:
@@ -177,7 +184,7 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"env_kwargs: {pair!r} must be name=value, e.g. obstacles=false")
+            raise ValueError(f"{option}: {pair!r} must be name=value, e.g. obstacles=false")
         kwargs[name] = _value(text)
     return kwargs
 

@@ -1,5 +1,6 @@
 """Environments by name, with what a script must know beside: unseen episodes, a picture."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -10,6 +11,7 @@ from typing import Any
 
 import gymnax
 import jax
+import numpy as np
 
 import jaxrl.envs  # registers our environments
 from jaxrl.envs._tracks import make_tracks
@@ -85,6 +87,29 @@ def probe(env_id: str, kwargs: dict[str, Any]) -> tuple[Env, Any]:
     if env_id == "MicroRacer-v0":
         return MicroRacer(**kwargs), EnvParams(tracks=None)  # pyright: ignore[reportArgumentType]
     return gymnax.make(env_id, **kwargs)
+
+
+def with_train_params(params: Any, changes: dict[str, Any]) -> Any:
+    """Return the environment's parameters with some of its numbers changed.
+
+    Raises:
+        ValueError: there is no such parameter, or it is not one number, or the value is none.
+    """
+    for name, value in changes.items():
+        numbers = [
+            f.name
+            for f in dataclasses.fields(params)
+            if np.ndim(getattr(params, f.name)) == 0
+            and isinstance(getattr(params, f.name), int | float | np.ndarray | jax.Array)
+        ]
+        if name not in numbers:
+            raise ValueError(
+                f"train_params: {name!r} is not a number among this environment's parameters, "
+                f"which are {', '.join(numbers)}"
+            )
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            raise ValueError(f"train_params: {name} = {value!r} must be a finite number")
+    return dataclasses.replace(params, **changes)
 
 
 def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:

@@ -6,10 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """Overrides of an agent's Config, and arguments of the environment."""
+    """Overrides of an agent's Config, arguments of the environment, its parameters in training."""
 
     config: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    train_params: dict[str, Any] = field(default_factory=dict)
 
 
 PPO = {

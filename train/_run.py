@@ -97,16 +97,19 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
-    env_kwargs = _cli.parse_env_kwargs(options.env_kwargs)
+    env_kwargs = _cli.parse_pairs("env_kwargs", options.env_kwargs)
+    train_params = _cli.parse_pairs("train_params", options.train_params)
     from train import _envs  # takes seconds (gymnax): wrong options are refused before
 
     agent_name = agent.__name__.rpartition(".")[2]
-    agent.check_config(config, *_envs.probe(options.env, env_kwargs))
+    env, env_params = _envs.probe(options.env, env_kwargs)
+    agent.check_config(config, env, _envs.with_train_params(env_params, train_params))
     name = options.name or f"{options.env}__{agent_name}__seed{options.seed}"
     folder = Path(options.runs_dir) / name
     check_folder(folder, options.overwrite)
 
     setup = _envs.make_env(options.env, **env_kwargs)
+    setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
     train = agent.make_train(config, setup.env, setup.params)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
@@ -168,6 +171,7 @@ def execute(run: Run) -> int:
             "agent": run.agent_name,
             "env": options.env,
             "env_kwargs": run.setup.kwargs,
+            "train_params": list(options.train_params),
             "seed": options.seed,
             "num_seeds": options.num_seeds,
             "eval_episodes": options.eval_episodes,

@@ -57,7 +57,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], int]:
     check_count("seed", options.seed, minimum=0)
     path = policy_file(options.path, options.policy)
     saved = policy.read_policy(path)
-    env_kwargs = {**saved.env_kwargs, **_cli.parse_env_kwargs(options.env_kwargs)}
+    env_kwargs = {**saved.env_kwargs, **_cli.parse_pairs("env_kwargs", options.env_kwargs)}
     _envs.probe(saved.env, env_kwargs)
     folder = options.path if options.path.is_dir() else path.parent
     out = options.out or folder / f"play_{options.policy}_seed{options.seed}.gif"

@@ -78,6 +78,9 @@ TINY = ["--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "2", "--num
         ([*TINY, "--name", "../elsewhere"], ["name = '../elsewhere'", "--runs-dir"]),
         ([*TINY, "--num-env", "4"], ["--num-env", "did you mean --num-envs"]),
         ([*TINY, "--env-kwargs", "size=3"], ["env_kwargs", "CartPole-v1"]),
+        ([*TINY, "--train-params", "gravitas=3"], ["'gravitas'", "gravity"]),
+        ([*TINY, "--train-params", "gravity=nan"], ["gravity = nan", "finite"]),
+        ([*TINY, "--train-params", "gravity"], ["train_params", "name=value"]),
         (["--env-kwargs", "obstacle=false"], ["'obstacle'", "obstacles"]),
         (["--env-kwargs", "obstacles"], ["'obstacles'", "name=value"]),
         (["--env-kwargs", "observation=video"], ["observation = 'video'"]),
@@ -137,4 +140,10 @@ def test_list_envs_names_ours_and_gymnax_s(capsys):
 def test_env_kwargs_are_read_as_python_values():
     pairs = ("obstacles=false", "num_tracks=8", "observation=lidar", "x=0.5")
     expected = {"obstacles": False, "num_tracks": 8, "observation": "lidar", "x": 0.5}
-    assert _cli.parse_env_kwargs(pairs) == expected
+    assert _cli.parse_pairs("env_kwargs", pairs) == expected
+
+
+def test_train_params_change_training_and_not_the_evaluation():
+    params = _envs.with_train_params(_envs.probe("CartPole-v1", {})[1], {"gravity": 1.5})
+    assert params.gravity == 1.5
+    assert _envs.make_env("CartPole-v1").draw_params(0, 1)[0].gravity == 9.8
