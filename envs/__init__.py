@@ -1,4 +1,3 @@
-# ruff: noqa: TID251 - its own relative imports
 """The environments, pure functions on gymnax 1.0's interface. Import them as `jaxrl.envs`.
 
 Importing this package registers them: `env, env_params = gymnax.make("MicroRacer-v0")`.

@@ -1,4 +1,3 @@
-# ruff: noqa: TID251 - its own relative imports
 """The track law of MicroRacer: random numbers -> midline -> borders -> raster -> obstacles ->
 packed bits.
 

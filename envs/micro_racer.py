@@ -1,4 +1,3 @@
-# ruff: noqa: TID251 - its own relative imports
 """MicroRacer: drive one lap of a random track, seeing it only through a lidar.
 
 Source: github.com/asperti/MicroRacer, commit f7effe0 (MIT); paper: Asperti & Del Brutto (2022),

@@ -1,4 +1,3 @@
-# ruff: noqa: TID251 - its own relative imports
 """Pictures of MicroRacer: the whole track, the car's surroundings in the middle, the lidar's rays.
 
 What is drawn as road are the cells of the bitmap that the car is judged by, nothing smoother.
