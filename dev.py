@@ -47,13 +47,19 @@ def setup() -> int:
     """Make .venv what uv.lock says; nothing happens if it already is."""
     # the version of Python as well: a new one needs new wheels
     inputs = [(ROOT / name).read_bytes() for name in ("uv.lock", "pyproject.toml")]
-    wanted = hashlib.sha256(b"\0".join([*inputs, sys.version.encode()])).hexdigest()
-    if STAMP.is_file() and STAMP.read_text() == wanted:
+    lock = hashlib.sha256(b"\0".join(inputs)).hexdigest()
+    interpreter = f"{sys.version} {os.path.realpath(sys.executable)}"
+    wanted = f"{lock}\n{interpreter}\n"
+    found = STAMP.read_text() if STAMP.is_file() else ""
+    if found == wanted or (sys.prefix == str(VENV) and found.startswith(lock)):
         return 0
     print("Setting up .venv (once; the packages take about 1 GB) ...", flush=True)
     STAMP.unlink(missing_ok=True)
     try:
-        venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
+        # another Python: its packages would be the old one's
+        other = bool(found) and not found.endswith(f"{interpreter}\n")
+        clear = other or not Path(python()).exists()
+        venv.create(VENV, with_pip=True, clear=clear, symlinks=os.name != "nt")
     except subprocess.CalledProcessError:
         return fail("venv cannot install pip: on Debian and Ubuntu, apt install python3-venv")
     steps = [
@@ -84,12 +90,12 @@ def run(program: str, *arguments: str) -> int:
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": path}
     executable = BIN / program if (BIN / program).exists() else program
-    try:
-        return subprocess.run(
-            [executable, *arguments], cwd=ROOT, env=environment, check=False
-        ).returncode
-    except KeyboardInterrupt:  # the program has had it too and has said what it kept
-        return 130
+    process = subprocess.Popen([executable, *arguments], cwd=ROOT, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the program has had it too: let it save what it has
+            continue
 
 
 def python() -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+from jaxrl import spaces
 from jaxrl.agents import ppo
 from train import _envs, _presets, _report
 from train._run import machine
@@ -98,8 +99,7 @@ def train_and_evaluate(pairs: list[tuple[float, ...]], options: Options) -> list
     policies = jax.jit(jax.vmap(over_seeds))(gammas, failures, keys_for(keys, len(pairs)))
     policies = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), policies)
 
-    action, shape = spaces_of(setup)
-    act = ppo.make_act(config, action, shape)
+    act = ppo.make_act(config, *spaces.read(setup.env, setup.params))
     result = _report.evaluate(setup, act, policies, 0, options.episodes)
     rows = []
     for i, (gamma, failure_reward) in enumerate(pairs):
@@ -120,16 +120,6 @@ def train_and_evaluate(pairs: list[tuple[float, ...]], options: Options) -> list
 def keys_for(keys: jax.Array, num_settings: int) -> jax.Array:
     """The same seeds for every setting: (num_settings, num_seeds)."""
     return jnp.broadcast_to(keys, (num_settings, *keys.shape))
-
-
-def spaces_of(setup: _envs.EnvSetup) -> tuple[Any, tuple[int, ...]]:
-    """What the policy network must know of the environment."""
-    from jaxrl import spaces
-
-    return (
-        spaces.action_spec(setup.env.action_space(setup.params)),
-        spaces.obs_shape(setup.env.observation_space(setup.params)),
-    )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

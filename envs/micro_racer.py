@@ -120,6 +120,12 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
         Raises:
             ValueError: an argument is outside its range.
         """
+        for name, flag in (("obstacles", obstacles), ("chicanes", chicanes)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} = {flag!r} must be True or False")
+        for name, number in (("num_tracks", num_tracks), ("track_seed", track_seed)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ValueError(f"{name} = {number!r} must be an integer")
         if not 1 <= num_tracks <= 30_000:
             raise ValueError(f"num_tracks = {num_tracks} must lie in 1..30000")
         if observation not in ("compact", "lidar"):

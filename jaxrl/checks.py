@@ -1,5 +1,6 @@
 """Checks of a configuration, in words, before anything is compiled."""
 
+import math
 from typing import Any
 
 
@@ -10,16 +11,16 @@ def check_count(name: str, value: Any, minimum: int = 1) -> None:
 
 
 def check_real(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
-    """Raise ValueError unless low <= value <= high (low < value if `above`).
+    """Raise ValueError unless `value` is finite and low <= value <= high (low < value if `above`).
 
     Only Python numbers are looked at: under `vmap` over a config its reals are traced.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     inside = low < value <= high if above else low <= value <= high  # False for NaN
-    if not inside:
-        bracket = "(" if above else "["
-        raise ValueError(f"{name} = {value!r} must lie in {bracket}{low}, {high}]")
+    if not (inside and math.isfinite(value)):
+        left, right = "(" if above else "[", "]" if math.isfinite(high) else ")"
+        raise ValueError(f"{name} = {value!r} must lie in {left}{low}, {high}{right}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -128,7 +128,7 @@ def load_policy(path: str | Path) -> Callable[..., np.ndarray]:
             and for an observation that is not finite.
     """
     saved = read_policy(path)
-    compiled = jax.jit(saved.act_fn())
+    compiled, policy = jax.jit(saved.act_fn()), jax.device_put(saved.policy)
 
     def act(obs: Any, seed: int | None = None) -> np.ndarray:
         obs = np.asarray(obs)
@@ -140,7 +140,7 @@ def load_policy(path: str | Path) -> Callable[..., np.ndarray]:
         if not np.isfinite(obs).all():
             raise ValueError("obs holds numbers that are not finite")
         key = None if seed is None else jax.random.key(seed)
-        return np.asarray(compiled(saved.policy, obs, key))
+        return np.asarray(compiled(policy, obs, key))
 
     return act
 

@@ -1,5 +1,6 @@
 """Estimators of return and advantage: pure functions of arrays whose axis 0 is time."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +31,7 @@ def gae(
     Returns:
         advantage (T, ...) and the value target advantage + value (T, ...).
     """
+    chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
     decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
 

@@ -80,6 +80,19 @@ def obs_shape(space: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in space.shape)
 
 
+def read(env: Any, env_params: Any) -> tuple[ActionSpec, tuple[int, ...]]:
+    """Return (action spec, shape of one observation) of an environment, also while tracing.
+
+    Raises:
+        ValueError: see `action_spec` and `obs_shape`.
+    """
+    with jax.ensure_compile_time_eval():  # some environments make their bounds as jax arrays
+        return (
+            action_spec(env.action_space(env_params)),
+            obs_shape(env.observation_space(env_params)),
+        )
+
+
 def flat(obs: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Flatten observations for a network: (*batch, *shape) -> (*batch, size), float32."""
     batch = obs.shape[: obs.ndim - len(shape)]

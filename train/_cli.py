@@ -17,6 +17,8 @@ import tyro
 from jaxrl.checks import check_count
 from train import _presets
 
+MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,6 +62,8 @@ class Options:
         check_count("seed", self.seed, minimum=0)
         check_count("num_seeds", self.num_seeds)
         check_count("eval_episodes", self.eval_episodes)
+        if self.eval_episodes > MAX_EPISODES:
+            raise ValueError(f"eval_episodes = {self.eval_episodes} must be <= {MAX_EPISODES}")
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed = {self.seed} is too large: seeds must be below 2**31")
         if self.name is not None and not re.fullmatch(r"[\w][\w.+=-]*", self.name):
@@ -164,6 +168,7 @@ def _whole(text: str) -> int:
 
 def _one_sentence(box: str) -> str:
     """Take what matters out of tyro's framed message."""
+    box = "\n".join(line for line in box.splitlines() if not line.startswith("╭"))  # the title
     lines = [re.sub(r"[│╭╮╰╯]|(?<!\S)─+.*", "", line).strip() for line in box.splitlines()]
     rules = [i for i, line in enumerate(box.splitlines()) if set(line.strip(" │")) == {"─"}]
     end = rules[0] if rules else len(lines)

@@ -135,7 +135,7 @@ def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
 
         evaluation, _ = draw_params(seed, num_episodes)
         first = jax.tree.map(lambda x: x[0], evaluation.tracks)
-        key = jax.random.fold_in(stream, seed)
+        key = jax.random.fold_in(jax.random.key(0xA11), seed)
         return _animation.micro_racer(act, env, params.replace(tracks=first), key, path)
 
     endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.Ending}

@@ -387,8 +387,7 @@ def policy_path(folder: Path, seed: int) -> Path:
 def save_policies(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
     """Save the policy of every seed."""
     env, params = run.setup.env, run.setup.params
-    action = spaces.action_spec(env.action_space(params))
-    obs_shape = spaces.obs_shape(env.observation_space(params))
+    action, obs_shape = spaces.read(env, params)
     all_policies = jax.device_get(run.agent.get_policy(outcome.state))
     saved = []
     for lane, seed in enumerate(run.options.seeds):
@@ -489,6 +488,6 @@ def machine() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a new JSON file."""
+    text = json.dumps(content, indent=2, allow_nan=False)  # before the file exists
     with path.open("x") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
+        file.write(text + "\n")

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from jaxrl import policy
+from jaxrl import policy, spaces
 from jaxrl.checks import check_count
 from train import _cli, _envs, _report
 
@@ -55,10 +55,20 @@ def prepare(argv: Sequence[str]) -> Callable[[], int]:
     options = _cli.read(Options, argv, prog="python -m train.play", description=title)
     check_count("episodes", options.episodes)
     check_count("seed", options.seed, minimum=0)
+    if options.episodes > _cli.MAX_EPISODES or options.seed >= 2**31:
+        raise ValueError(
+            f"episodes = {options.episodes} must be <= {_cli.MAX_EPISODES} and seed = "
+            f"{options.seed} below 2**31"
+        )
     path = policy_file(options.path, options.policy)
     saved = policy.read_policy(path)
     env_kwargs = {**saved.env_kwargs, **_cli.parse_pairs("env_kwargs", options.env_kwargs)}
-    _envs.probe(saved.env, env_kwargs)
+    found = spaces.read(*_envs.probe(saved.env, env_kwargs))
+    if found != (saved.action, saved.obs_shape):
+        raise ValueError(
+            f"env_kwargs = {env_kwargs} give observations of shape {found[1]}, but the policy of "
+            f"{path} takes {saved.obs_shape}: leave them as in training"
+        )
     folder = options.path if options.path.is_dir() else path.parent
     out = options.out or folder / f"play_{options.policy}_seed{options.seed}.gif"
     if options.animate and out.exists() and not options.overwrite:

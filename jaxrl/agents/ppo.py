@@ -187,8 +187,7 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
     check_widths("hidden", config.hidden)
     check_choice("activation", config.activation, ACTIVATIONS)
     check_choice("squash", config.squash, ("tanh", "clip"))
-    action = spaces.action_spec(env.action_space(env_params))
-    spaces.obs_shape(env.observation_space(env_params))
+    action, _ = spaces.read(env, env_params)
     if isinstance(action, spaces.Discrete) and config.state_dependent_std:
         raise ValueError(
             "state_dependent_std = True needs real actions, but this environment has "
@@ -240,8 +239,13 @@ def get_policy(state: TrainState) -> Policy:
 def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     """Return the whole training run, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
 
-    `vmap` over keys trains many seeds; `vmap` over the real fields of `config` sweeps them:
-    `jax.vmap(lambda config, key: make_train(config, env, env_params)(key))(configs, keys)`.
+    `vmap` over keys trains many seeds; `vmap` over real fields of `config` sweeps them:
+
+        configs = config.replace(learning_rate=jnp.array([1e-4, 1e-3]))
+        axes = jax.tree.map(lambda _: None, config).replace(learning_rate=0)
+        run = lambda config, key: make_train(config, env, env_params)(key)
+        jax.vmap(run, in_axes=(axes, None))(configs, key)
+
     Metrics have a leading axis (num_updates,); those of episodes are NaN where none ended.
 
     Raises:
@@ -251,6 +255,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
     """
     check_config(config, env, env_params)
+    # swept reals may come as float64 where x64 is on; the loop's carry is float32
+    config = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
+    )
     steps_per_update = config.num_envs * config.num_steps
     num_updates = -(-config.total_steps // steps_per_update)
     if num_updates * steps_per_update != config.total_steps:
@@ -259,8 +267,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             f"{steps_per_update}: {num_updates * steps_per_update} steps will be run",
             stacklevel=2,
         )
-    action_spec = spaces.action_spec(env.action_space(env_params))
-    obs_shape = spaces.obs_shape(env.observation_space(env_params))
+    action_spec, obs_shape = spaces.read(env, env_params)
     pi_net = policy_net(config, action_spec)
     v_net = ValueNet(config.hidden, config.activation)
     # the learning rate is multiplied in by hand: as a leaf it may be traced, and it is annealed

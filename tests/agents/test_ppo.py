@@ -96,6 +96,7 @@ def test_two_seeds_differ_from_the_start():
     assert not np.allclose(kernel(a, "policy"), kernel(b, "policy"))
     assert not np.allclose(kernel(a, "value"), kernel(b, "value"))
     assert not np.allclose(a.actors.obs, b.actors.obs)
+    assert not np.array_equal(jax.random.key_data(a.key), jax.random.key_data(b.key))
     assert len(np.unique(np.asarray(a.actors.obs), axis=0)) == SMALL.num_envs
 
 
@@ -126,6 +127,18 @@ def test_vmap_over_the_real_settings_equals_single_runs():
         for name in ("value_loss", "policy_loss", "entropy"):
             np.testing.assert_allclose(many[name][i], one[name], rtol=1e-2, atol=1e-4)
     assert not np.allclose(many["value_loss"][0], many["value_loss"][1])
+
+
+def test_one_real_setting_is_swept_as_the_docstring_says():
+    env, params = gymnax.make("CartPole-v1")
+    configs = SMALL.replace(learning_rate=jnp.array([1e-4, 1e-2]))
+    axes = jax.tree.map(lambda _: None, SMALL).replace(learning_rate=0)
+
+    def run(config, key):
+        return ppo.make_train(config, env, params)(key)[1]["learning_rate"][0]
+
+    rates = jax.jit(jax.vmap(run, in_axes=(axes, None)))(configs, jax.random.key(0))
+    np.testing.assert_allclose(rates, configs.learning_rate)
 
 
 def test_all_real_settings_are_leaves_and_sizes_are_not():
@@ -187,6 +200,7 @@ def test_normaliser_holds_the_statistics_of_what_was_seen():
         (dict(gamma=1.5), r"gamma = 1.5 must lie in \[0.0, 1.0\]"),
         (dict(gamma=float("nan")), "gamma = nan"),
         (dict(learning_rate=0.0), "learning_rate = 0.0 must lie in"),
+        (dict(max_grad_norm=float("inf")), "max_grad_norm = inf must lie in"),
         (dict(hidden=(64, 0)), r"hidden = \(64, 0\)"),
         (dict(activation="swishy"), "activation = 'swishy' must be one of 'tanh'"),
         (dict(squash="round"), "squash = 'round' must be one of 'tanh', 'clip'"),

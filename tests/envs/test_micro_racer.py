@@ -355,6 +355,9 @@ def test_x64_changes_no_type(own_params):
     ("arguments", "message"),
     [
         ({"num_tracks": 0}, "num_tracks = 0 must lie in 1..30000"),
+        ({"num_tracks": 2.5}, "num_tracks = 2.5 must be an integer"),
+        ({"track_seed": "abc"}, "track_seed = 'abc' must be an integer"),
+        ({"chicanes": "no"}, "chicanes = 'no' must be True or False"),
         ({"num_tracks": 10**6}, "must lie in 1..30000"),
         ({"observation": "pixels"}, "observation = 'pixels' must be"),
     ],

@@ -84,6 +84,10 @@ TINY = ["--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "2", "--num
         (["--env-kwargs", "obstacle=false"], ["'obstacle'", "obstacles"]),
         (["--env-kwargs", "obstacles"], ["'obstacles'", "name=value"]),
         (["--env-kwargs", "observation=video"], ["observation = 'video'"]),
+        (["--env-kwargs", "obstacles=off"], ["obstacles = 'off'", "True or False"]),
+        (["--env-kwargs", "num_tracks=2.5"], ["num_tracks = 2.5", "integer"]),
+        (["--max-grad-norm", "inf"], ["max_grad_norm = inf"]),
+        (["--eval-episodes", "30001"], ["eval_episodes = 30001", "30000"]),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(argv, words, tmp_path, capsys):
@@ -92,6 +96,7 @@ def test_wrong_input_ends_in_one_sentence(argv, words, tmp_path, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+    assert "─" not in captured.err
     for word in words:
         assert word in captured.err
     assert not (tmp_path / "runs").exists()
