@@ -29,7 +29,16 @@ SETTINGS: dict[str, Any] = {
     "hidden": (8,),
 }
 NUM_UPDATES = 4
-ARGV = ["--env", "CartPole-v1", "--eval-episodes", "6", "--learning-rate", "2e-3"]
+ARGV = [
+    "--env",
+    "CartPole-v1",
+    "--num-seeds",
+    "1",
+    "--eval-episodes",
+    "6",
+    "--learning-rate",
+    "2e-3",
+]
 for _name, _value in SETTINGS.items():
     _values = _value if isinstance(_value, tuple) else (_value,)
     ARGV += ["--" + _name.replace("_", "-"), *map(str, _values)]
