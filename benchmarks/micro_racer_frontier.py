@@ -158,7 +158,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         point = (float(np.median(x)), float(np.median(y)))
         axes.scatter(*point, s=60, color=colour, zorder=4)
         label = f"$\\gamma$ {row['gamma']:g}, crash {row['failure_reward']:g}"
-        axes.annotate(label, point, xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            label,
+            point,
+            xytext=(0, 8),
+            textcoords="offset points",
+            fontsize=8,
+            rotation=70,  # the dots lie close together
+            rotation_mode="anchor",
+        )
     for name, (completed, steps, _) in PUBLISHED.items():
         axes.scatter(steps, 100 * completed, s=40, marker="s", color="0.5")
         axes.annotate(
@@ -173,7 +181,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(480, color="0.8", lw=1, zorder=0)
     axes.set_xlabel("steps per completed lap")
     axes.set_ylabel("laps completed [%]")
-    axes.set_ylim(35, 101)
+    axes.set_ylim(35, 122)
+    axes.set_yticks(range(40, 101, 10))
     axes.set_title(
         "MicroRacer, all difficulties on: PPO here (dots), the original's agents (squares)"
     )
