@@ -28,10 +28,11 @@ PPO = {
     ),
     "CartPole-v1": Preset(
         {
-            "total_steps": 507_904,  # 248 updates
-            "num_envs": 16,
+            "total_steps": 499_712,  # 976 updates
+            "num_envs": 4,
             "num_steps": 128,
-            "learning_rate": 2.5e-3,
+            "learning_rate": 2.5e-4,
+            "ent_coef": 0.01,
         }
     ),
     "Pendulum-v1": Preset(
