@@ -54,8 +54,8 @@ class Options:
         "0.99:-3",
         "0.995:-3",
         "0.99:-20",
-        "0.9975:-3",
         "0.9975:-20",
+        "0.999:-20",
     )
     """Pairs gamma:failure_reward to train with."""
     num_seeds: int = 2
@@ -149,7 +149,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for row in rows:
         x = [seed["success_length_mean"] for seed in row["per_seed"]]
         y = [100 * seed["success_rate"] for seed in row["per_seed"]]
-        default = (row["gamma"], row["failure_reward"]) == (DEFAULT.config["gamma"], -3)
+        default = (row["gamma"], row["failure_reward"]) == (
+            DEFAULT.config["gamma"],
+            DEFAULT.train_params["failure_reward"],
+        )
         colour = "tab:red" if default else "tab:blue"
         axes.scatter(x, y, s=14, color=colour, alpha=0.5, zorder=3)
         point = (float(np.median(x)), float(np.median(y)))

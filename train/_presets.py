@@ -24,7 +24,8 @@ PPO = {
             "gamma": 0.9975,  # 0.99 buys speed with crashes: benchmarks/micro_racer_frontier.py
             "gae_lambda": 0.98,
             "activation": "relu",
-        }
+        },
+        train_params={"failure_reward": -20.0},  # likewise; the evaluation keeps the -3
     ),
     "CartPole-v1": Preset(
         {
