@@ -38,6 +38,8 @@ ARGV = [
     "6",
     "--learning-rate",
     "2e-3",
+    "--ent-coef",  # as Config has it, whatever the preset
+    "0",
 ]
 for _name, _value in SETTINGS.items():
     _values = _value if isinstance(_value, tuple) else (_value,)
