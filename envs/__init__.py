@@ -14,10 +14,11 @@ else:
     from gymnax import registration as _registration
 
     from ._tracks import make_tracks as make_tracks
+    from .mars_rover import MarsRover as MarsRover
     from .micro_racer import Ending as Ending
     from .micro_racer import MicroRacer as MicroRacer
 
-    ENVIRONMENTS = {"MicroRacer-v0": MicroRacer}
+    ENVIRONMENTS = {"MicroRacer-v0": MicroRacer, "MarsRover-v0": MarsRover}
 
     for _env_id, _factory in ENVIRONMENTS.items():
         if _env_id not in _registration.registered_envs:  # also after importlib.reload
