@@ -10,6 +10,7 @@ They belong to the discount 0.3: 0.3^3 * 100 = 2.7 and 0.3^2 * 40 = 3.6. At 0.4 
 0.4^3 * 100 = 0.4^2 * 40 = 6.4.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -187,8 +188,8 @@ class MarsRover(environment.Environment[EnvState, EnvParams]):
             (params.misstep_prob, _check_probability),
             (params.rewards, self._check_rewards),
         ):
-            if not isinstance(leaf, jax.core.Tracer):
-                check(leaf)
+            with contextlib.suppress(jax.errors.TracerArrayConversionError):  # nothing to look at
+                check(np.asarray(leaf))
         positions = np.arange(self.length)
         moved = np.clip(positions[:, None] + np.array([-1, 1]), 0, self.length - 1)  # (S, 2)
         moved = np.where(np.asarray(self._terminal_mask())[:, None], positions[:, None], moved)
@@ -244,11 +245,10 @@ class MarsRover(environment.Environment[EnvState, EnvParams]):
         """(length,) bool."""
         return np.isin(np.arange(self.length), self.terminal)
 
-    def _check_rewards(self, rewards: Any) -> None:
-        if np.shape(rewards) != (self.length,) or not np.isfinite(np.asarray(rewards)).all():
+    def _check_rewards(self, rewards: np.ndarray) -> None:
+        if rewards.shape != (self.length,) or not np.isfinite(rewards).all():
             raise ValueError(
-                f"rewards = {np.asarray(rewards).tolist()} must be finite, one for each of "
-                f"{self.length} states"
+                f"rewards = {rewards.tolist()} must be finite, one for each of {self.length} states"
             )
 
 
@@ -263,4 +263,5 @@ def _check_probability(value: Any) -> None:
     except (TypeError, ValueError):
         inside = False
     if isinstance(value, bool) or not inside:
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         raise ValueError(f"misstep_prob = {value!r} must lie in [0, 1]")

@@ -215,5 +215,5 @@ def test_a_model_of_bad_parameters_is_refused_in_words():
     params = env.default_params
     with pytest.raises(ValueError, match=r"misstep_prob = -0.1 must lie in \[0, 1\]"):
         env.mdp(params.replace(misstep_prob=-0.1))
-    with pytest.raises(ValueError, match="rewards = .* must be finite, one for each of 6 states"):
+    with pytest.raises(ValueError, match=r"rewards = .* must be finite, one for each of 6 states"):
         env.mdp(params.replace(rewards=jnp.ones(5)))
