@@ -263,8 +263,8 @@ def tabulate(
 
     Randomness that differs from state to state and key to key without end (noise on top of the
     reward, say) makes every key its own draw, and probabilities mere frequencies. Time limits are
-    no part of the result. States in which `env.is_terminated` holds are over: they pay 0. A step that
-    ends the episode in a state that is not over (as the Mars rover's) leads nowhere.
+    no part of the result. States in which `env.is_terminated` holds are over: they pay 0. A step
+    that ends the episode in a state that is not over (as the Mars rover's) leads nowhere.
 
     Args:
         key: decides the keys.
@@ -331,8 +331,8 @@ def tabulate(
         raise ValueError(f"action {action} in state {state} leads to a state outside of `states`")
     leads |= terminated & inside & over[np.where(inside, following, 0)] & ~over[:, None]
     transition = np.zeros((num_states, len(actions), num_states))
-    _, s, a = tuple(np.indices(following.shape))
-    np.add.at(transition, (s[leads], a[leads], following[leads]), weight[leads])
+    _, s, a = np.nonzero(leads)
+    np.add.at(transition, (s, a, following[leads]), weight[leads])
     terminal = over | terminated.all(axis=(0, 2))
     transition[terminal] = np.eye(num_states)[terminal][:, None]
     expected = np.where(over[:, None], 0.0, (weight * reward).sum(axis=0))

@@ -94,9 +94,10 @@ def parse(agent: ModuleType, argv: Sequence[str] | None = None) -> tuple[Options
     argv = list(sys.argv[1:] if argv is None else argv)
     name = agent.__name__.rpartition(".")[2]
     # the preset decides the defaults, so that the environment is read first
+    default_env = _presets.DEFAULT_ENVS.get(name, Options.env)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--env", nargs="?", default=Options.env)
-    env_id = first.parse_known_args(argv)[0].env or Options.env
+    first.add_argument("--env", nargs="?", default=default_env)
+    env_id = first.parse_known_args(argv)[0].env or default_env
     preset = _presets.find(name, env_id)
     default = Args(
         Options(
@@ -195,6 +196,8 @@ def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    if "," in text:  # rewards=1,2,3
+        return tuple(_value(part) for part in text.split(",") if part)
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

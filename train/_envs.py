@@ -18,6 +18,8 @@ from jaxrl.envs._tracks import make_tracks
 from jaxrl.envs.micro_racer import EnvParams, MicroRacer
 from jaxrl.types import Env
 
+MAX_DRAWN_STATES = 40  # of the Mars rover
+
 Animate = Callable[[Callable[[jax.Array], jax.Array], int, int, Path], str]
 
 
@@ -47,6 +49,8 @@ def make_env(env_id: str, **kwargs: Any) -> EnvSetup:
     env, params = gymnax.make(env_id, **kwargs)
     if env_id == "MicroRacer-v0":
         return _micro_racer(env, params, kwargs)
+    if env_id == "MarsRover-v0":
+        return _mars_rover(env, params, kwargs)
     return EnvSetup(env_id, kwargs, env, params, lambda seed, num_episodes: (params, None))
 
 
@@ -141,4 +145,26 @@ def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
     endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.Ending}
     return EnvSetup(
         "MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings, animate
+    )
+
+
+def _mars_rover(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
+    """The Mars rover with its picture, where the line is short enough for one."""
+
+    def animate(
+        act: Callable[[jax.Array], jax.Array], seed: int, num_episodes: int, path: Path
+    ) -> str:
+        from train import _animation
+
+        del num_episodes
+        key = jax.random.fold_in(jax.random.key(0xA11), seed)
+        return _animation.mars_rover(act, env, params, key, path)
+
+    return EnvSetup(
+        "MarsRover-v0",
+        kwargs,
+        env,
+        params,
+        lambda seed, num_episodes: (params, None),
+        animate=animate if env.length <= MAX_DRAWN_STATES else None,
     )

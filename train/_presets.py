@@ -49,7 +49,20 @@ PPO = {
     ),
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"ppo": PPO}
+Q_LEARNING = {
+    "MarsRover-v0": Preset({"total_steps": 40_000, "gamma": 0.9}),  # 100 updates
+    "FrozenLake-misc": Preset(
+        {
+            "total_steps": 1_024_000,  # 320 updates
+            "num_envs": 64,
+            "learning_rate_power": 0.7,
+            "initial_q": 1.0,  # optimistic: the goal is found without luck
+        }
+    ),
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {"ppo": PPO, "q_learning": Q_LEARNING}
+DEFAULT_ENVS = {"q_learning": "MarsRover-v0"}  # of the agents that cannot take the scripts' own
 
 
 def find(agent: str, env_id: str) -> Preset:
