@@ -74,7 +74,7 @@ class TrainState:
     q: jax.Array  # (num_states, num_actions)
     num_visits: jax.Array  # (num_states, num_actions) float32 updates of each entry
     actors: rollout.Actors
-    action: jax.Array  # (num_envs,) int32 SARSA's next action; unused by the others
+    action: jax.Array  # (num_envs,) int32 SARSA's next action; not used by the others
     key: jax.Array
     num_updates: jax.Array  # () int32
 
@@ -256,7 +256,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
         next_index, next_known = see(transition.next_obs)
         next_q = state.q[next_index]
-        next_action = draw(next_q, epsilon, key_next)
+        next_action = state.action
+        if config.method == "sarsa":
+            next_action = draw(next_q, epsilon, key_next)
         value = next_value(config.method, next_q, next_action, epsilon)
         target = transition.reward + config.gamma * jnp.where(transition.terminated, 0.0, value)
         target = jnp.where(known & (next_known | transition.terminated), target, jnp.nan)
@@ -269,11 +271,12 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             config.learning_rate,
             config.learning_rate_power,
         )
-        # after the end of an episode the next action is one for the next episode's start
-        done = transition.terminated | transition.truncated
-        first_index, _ = see(actors.obs)
-        first_action = draw(state.q[first_index], epsilon, key_reset)
-        next_action = jnp.where(done, first_action, next_action)
+        if config.method == "sarsa":
+            # after the end of an episode the next action is one for the next episode's start
+            done = transition.terminated | transition.truncated
+            first_index, _ = see(actors.obs)
+            first_action = draw(state.q[first_index], epsilon, key_reset)
+            next_action = jnp.where(done, first_action, next_action)
         state = replace(state, q=q, num_visits=num_visits, actors=actors, action=next_action)
         return state, (jnp.abs(td_error).mean(), epsilon, ended)
 
