@@ -62,10 +62,10 @@ def backup(
 
     value (S,) -> (S, A).
     """
-    _check_shapes(transition, reward, terminal)
+    transition, reward, terminal = _read(transition, reward, terminal)
     check_real("gamma", gamma, 0.0, 1.0)
     following = jnp.einsum("san,n->sa", transition, value, precision=EXACT)
-    return _reward_sa(transition, reward) + gamma * jnp.where(terminal[:, None], 0.0, following)
+    return reward + gamma * jnp.where(terminal[:, None], 0.0, following)
 
 
 def greedy(q: jax.Array, tolerance: float = 1e-5) -> jax.Array:
@@ -97,7 +97,7 @@ def policy_evaluation(
     Raises:
         ValueError: a shape or gamma is wrong.
     """
-    _check_shapes(transition, reward, terminal)
+    transition, reward, terminal = _read(transition, reward, terminal)
     check_real("gamma", gamma, 0.0, 1.0)
     num_states, num_actions, _ = transition.shape
     policy = jnp.asarray(policy)
@@ -109,7 +109,7 @@ def policy_evaluation(
             f"{num_actions}) probabilities or ({num_states},) integer actions"
         )
     p = jnp.einsum("sa,san->sn", policy, transition, precision=EXACT)
-    r = (policy * _reward_sa(transition, reward)).sum(axis=-1)
+    r = (policy * reward).sum(axis=-1)
     matrix = jnp.eye(num_states, dtype=p.dtype) - gamma * jnp.where(terminal[:, None], 0.0, p)
     return jnp.linalg.solve(matrix, r[:, None])[:, 0]
 
@@ -138,6 +138,7 @@ def value_iteration(
     """
     check_real("tolerance", tolerance, 0.0, float("inf"))
     check_count("max_iterations", max_iterations)
+    transition, reward, terminal = _read(transition, reward, terminal)
 
     def sweep(carry):
         value, _, iteration = carry
@@ -172,7 +173,7 @@ def policy_iteration(
         ValueError: a shape, gamma or max_iterations is wrong.
     """
     check_count("max_iterations", max_iterations)
-    _check_shapes(transition, reward, terminal)
+    transition, reward, terminal = _read(transition, reward, terminal)
     num_states, num_actions, _ = transition.shape
 
     def evaluate(policy):
@@ -371,10 +372,13 @@ def _solution(
     return Solution(q.max(axis=-1), q, action, num_iterations, residual, bound)
 
 
-def _reward_sa(transition: jax.Array, reward: jax.Array) -> jax.Array:
-    """R[s, a] of either form of the rewards."""
-    reward = jnp.asarray(reward)
-    return reward[:, None] * jnp.ones(transition.shape[:2]) if reward.ndim == 1 else reward
+def _read(transition: Any, reward: Any, terminal: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Check the shapes; return arrays, the rewards as R[s, a]."""
+    _check_shapes(transition, reward, terminal)
+    transition, reward, terminal = (jnp.asarray(x) for x in (transition, reward, terminal))
+    if reward.ndim == 1:
+        reward = jnp.broadcast_to(reward[:, None], transition.shape[:2])
+    return transition, reward, terminal
 
 
 def _check_shapes(transition: Any, reward: Any, terminal: Any) -> None:

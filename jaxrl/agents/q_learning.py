@@ -227,8 +227,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     def epsilon_at(step: jax.Array) -> jax.Array:
         """Step: of each environment, counted from 0."""
         fall = config.epsilon_fraction * num_updates * config.num_steps
-        done = jnp.clip(step / jnp.maximum(fall, 1e-6), 0.0, 1.0)
-        return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+        done = jnp.clip(jnp.float32(step) / jnp.maximum(fall, 1e-6), 0.0, 1.0)
+        epsilon = config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+        return epsilon.astype(jnp.float32)  # with x64 too
 
     def init(key: jax.Array) -> TrainState:
         key, key_env, key_act = jax.random.split(key, 3)
