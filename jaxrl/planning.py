@@ -24,7 +24,7 @@ With gamma = 1 values exist only if episodes end. `policy_evaluation` then needs
 with probability 1 from every state (else its equations are singular, and inf or NaN comes out);
 `policy_iteration` needs it of the uniformly random policy and of the policies that it meets; for
 `value_iteration` it is enough that rewards are not negative and values finite (Puterman 1994,
-theorem 7.2.12). Where no time limit would end an episode, none is assumed here.
+section 7.2). Where no time limit would end an episode, none is assumed here.
 """
 
 from collections.abc import Callable
