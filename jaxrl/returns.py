@@ -42,3 +42,37 @@ def gae(
 
     _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
     return advantage, advantage + value
+
+
+def n_step(
+    reward: jax.Array, terminated: jax.Array, truncated: jax.Array, gamma: float | jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """n-step return without its bootstrap, Sutton and Barto (2018) eq. 7.1, cut at either ending.
+
+    With k <= n the number of steps up to and including the first that ended the episode,
+
+        reward = r_0 + gamma r_1 + ... + gamma^(k-1) r_(k-1),
+
+    and the target is `reward + discount * V(s_k)`: discount is gamma^k, or 0 where step k - 1
+    terminated (terminated wins where both are raised). After a truncated step the value of the
+    observation *before* auto-reset is the bootstrap.
+
+    Args:
+        reward: (n, ...) r_0 .. r_(n-1).
+        terminated, truncated: (n, ...) bool, how each step ended its episode.
+        gamma: discount, ().
+
+    Returns:
+        reward (...), discount (...) and k (...) int32.
+    """
+    chex.assert_equal_shape([reward, terminated, truncated])
+    total, power = jnp.zeros_like(reward[0]), jnp.ones_like(reward[0])
+    count = jnp.zeros(reward.shape[1:], jnp.int32)
+    running, alive = jnp.ones(reward.shape[1:], bool), jnp.ones(reward.shape[1:], bool)
+    for r_t, terminated_t, truncated_t in zip(reward, terminated, truncated, strict=True):
+        total = total + jnp.where(running, power * r_t, 0.0)
+        power = jnp.where(running, gamma * power, power)
+        count = count + running
+        alive = alive & ~(running & terminated_t)
+        running = running & ~(terminated_t | truncated_t)
+    return total, jnp.where(alive, power, 0.0), count

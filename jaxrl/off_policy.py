@@ -1,0 +1,260 @@
+"""The loop that all learners from replay share: act, store, sample, learn.
+
+One update is `num_steps` steps of all environments. After every `train_every` of them the learner
+takes `num_gradient_steps` steps, each on a batch of its own:
+
+    for num_steps / train_every times:
+        repeat train_every times:  action = explore(learner, obs);  step;  store
+        repeat num_gradient_steps times:  learner = learn(learner, sample(replay))
+
+So there are num_gradient_steps / (train_every * num_envs) gradient steps to an environment step.
+Nothing is learnt before `learning_starts` environment steps are stored. An agent brings what is its
+own: the networks (`init`), its way to act (`explore`), its losses (`learn`).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl import normalize, prioritized, replay, rollout, spaces
+from jaxrl.checks import check_count, check_real
+from jaxrl.normalize import RunningStats
+from jaxrl.prioritized import Priorities
+from jaxrl.replay import Batch, Replay
+from jaxrl.types import Env, Metrics, Train
+
+
+class Settings(Protocol):
+    """The fields of an agent's Config that the loop reads."""
+
+    @property
+    def total_steps(self) -> int: ...  # noqa: D102
+    @property
+    def num_envs(self) -> int: ...  # noqa: D102
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+    @property
+    def train_every(self) -> int: ...  # noqa: D102
+    @property
+    def num_gradient_steps(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def buffer_size(self) -> int: ...  # noqa: D102
+    @property
+    def learning_starts(self) -> int: ...  # noqa: D102
+    @property
+    def gamma(self) -> Any: ...  # noqa: D102
+    @property
+    def n_step(self) -> int: ...  # noqa: D102
+    @property
+    def normalize_obs(self) -> bool: ...  # noqa: D102
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes during training: saving it is a checkpoint."""
+
+    learner: Any  # the agent's: params, targets, optimisers
+    obs_stats: RunningStats | None
+    replay: Replay
+    priorities: Priorities | None
+    actors: rollout.Actors
+    key: jax.Array
+    num_updates: jax.Array  # () int32
+
+
+@dataclass(frozen=True)
+class Priority:
+    """Sample by priority (jaxrl.prioritized) instead of uniformly."""
+
+    alpha: Any  # how much the error counts, 0 is uniform
+    beta: Any  # how much of the bias is corrected at the start; 1 at the end of the run
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What an agent brings to the loop. Observations are normalised and flat: (*batch, size)."""
+
+    init: Callable[[jax.Array, jax.Array], Any]
+    """`init(key, obs) -> learner`, for observations of that shape."""
+    explore: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    """`explore(learner, obs, key, env_steps) -> (env_action, action)`: to step with, to store."""
+    learn: Callable[[Any, Batch, jax.Array, jax.Array], tuple[Any, Metrics, jax.Array]]
+    """`learn(learner, batch, weight, key) -> (learner, metrics, td_error (batch,))`: one gradient
+    step; weight (batch,) is 1 without priorities."""
+
+
+def check_config(config: Settings) -> None:
+    """Raise ValueError, naming field, value and remedy, if the loop can't work so."""
+    for name in ("total_steps", "num_envs", "num_steps", "train_every", "num_gradient_steps"):
+        check_count(name, getattr(config, name))
+    for name in ("batch_size", "buffer_size", "n_step"):
+        check_count(name, getattr(config, name))
+    check_count("learning_starts", config.learning_starts, minimum=0)
+    check_real("gamma", config.gamma, 0.0, 1.0)
+    if config.num_steps % config.train_every:
+        raise ValueError(
+            f"train_every = {config.train_every} must divide num_steps = {config.num_steps}"
+        )
+    if config.buffer_size < config.train_every * config.num_envs:
+        raise ValueError(
+            f"buffer_size = {config.buffer_size} must be at least train_every * num_envs = "
+            f"{config.train_every * config.num_envs}, what is stored at once"
+        )
+    if config.learning_starts >= config.total_steps:
+        raise ValueError(
+            f"learning_starts = {config.learning_starts} must be below total_steps = "
+            f"{config.total_steps}: nothing would be learnt"
+        )
+
+
+def make_train(
+    config: Settings, env: Env, env_params: Any, agent: Agent, priority: Priority | None = None
+) -> Train[TrainState]:
+    """Return the whole run of `agent`, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
+
+    Metrics have a leading axis (num_updates,): means over the gradient steps of an update, 0 where
+    none was made, and their number; those of episodes are NaN where none ended.
+
+    Raises:
+        ValueError: `config` cannot work (see `check_config`), or the buffer does not fit.
+
+    Warns:
+        UserWarning: `total_steps` is not a whole number of updates and is rounded up.
+    """
+    check_config(config)
+    steps_per_update = config.num_envs * config.num_steps
+    num_updates = -(-config.total_steps // steps_per_update)
+    if num_updates * steps_per_update != config.total_steps:
+        warnings.warn(
+            f"total_steps = {config.total_steps} is not a multiple of num_envs * num_steps = "
+            f"{steps_per_update}: {num_updates * steps_per_update} steps will be run",
+            stacklevel=3,
+        )
+    total_steps = num_updates * steps_per_update
+    num_rounds = config.num_steps // config.train_every
+    steps_per_round = config.train_every * config.num_envs
+    _, obs_shape = spaces.read(env, env_params)
+
+    def see(obs_stats: RunningStats | None, obs: jax.Array) -> jax.Array:
+        """Turn raw observations into what the networks take."""
+        if obs_stats is not None:
+            obs = normalize.normalize(obs_stats, obs)
+        return spaces.flat(obs, obs_shape)
+
+    def act_and_step(learner, obs_stats, actors, env_steps, key):
+        """Step all environments once."""
+        key_act, key_env = jax.random.split(key)
+        env_action, action = agent.explore(learner, see(obs_stats, actors.obs), key_act, env_steps)
+        actors, transition, ended = rollout.step(env, env_params, actors, env_action, key_env)
+        return actors, (replace(transition, action=action), ended)
+
+    def init(key: jax.Array) -> TrainState:
+        key, key_learner, key_env = jax.random.split(key, 3)
+        actors = rollout.reset(env, env_params, key_env, config.num_envs)
+        obs_stats = normalize.init(obs_shape) if config.normalize_obs else None
+        learner = agent.init(key_learner, see(obs_stats, actors.obs))
+        _, (transition, _) = jax.eval_shape(
+            act_and_step, learner, obs_stats, actors, jnp.int32(0), key
+        )
+        buffer = replay.init(transition, config.buffer_size)
+        return TrainState(
+            learner=learner,
+            obs_stats=obs_stats,
+            replay=buffer,
+            priorities=None if priority is None else prioritized.init(buffer),
+            actors=actors,
+            key=key,
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def batch_at(state: TrainState, place: jax.Array) -> Batch:
+        batch = replay.take(state.replay, place, config.gamma, config.n_step)
+        obs, next_obs = see(state.obs_stats, batch.obs), see(state.obs_stats, batch.next_obs)
+        return replace(batch, obs=obs, next_obs=next_obs)
+
+    def learn(state: TrainState, key: jax.Array, progress: jax.Array):
+        """Take the gradient steps of one round: (learner, priorities), metrics of each step."""
+        key_draw, key_learn = jax.random.split(key)
+        keys = jax.random.split(key_learn, config.num_gradient_steps)
+        if priority is None:  # nothing is written meanwhile: draw all batches at once
+            shape = (config.num_gradient_steps, config.batch_size)
+            batches = batch_at(state, replay.draw(state.replay, key_draw, shape))
+            weight = jnp.ones(config.batch_size)
+
+            def one(learner, inputs):
+                batch, key = inputs
+                learner, metrics, _ = agent.learn(learner, batch, weight, key)
+                return learner, metrics
+
+            learner, metrics = jax.lax.scan(one, state.learner, (batches, keys))
+            return (learner, None), metrics
+
+        alpha, beta = priority.alpha, priority.beta + (1.0 - priority.beta) * progress
+        count = state.replay.size * config.num_envs
+
+        def one_by_priority(carry, inputs):
+            learner, priorities = carry
+            key_draw, key = inputs
+            place, weight = prioritized.draw(priorities, count, key_draw, config.batch_size, beta)
+            learner, metrics, td_error = agent.learn(learner, batch_at(state, place), weight, key)
+            priorities = prioritized.update(priorities, place, td_error, alpha)
+            return (learner, priorities), metrics
+
+        draws = jax.random.split(key_draw, config.num_gradient_steps)
+        return jax.lax.scan(one_by_priority, (state.learner, state.priorities), (draws, keys))
+
+    def one_round(state: TrainState, inputs: tuple[jax.Array, jax.Array]):
+        """Collect, then learn."""
+        index, key = inputs  # rounds since the start of the run
+        key_collect, key_learn = jax.random.split(key)
+        env_steps = index * steps_per_round
+
+        def one_step(actors, key):
+            return act_and_step(state.learner, state.obs_stats, actors, env_steps, key)
+
+        keys = jax.random.split(key_collect, config.train_every)
+        actors, (transitions, ended) = jax.lax.scan(one_step, state.actors, keys)
+        if state.priorities is not None:
+            priorities = prioritized.add(state.priorities, state.replay, config.train_every)
+            state = replace(state, priorities=priorities)
+        state = replace(state, replay=replay.add(state.replay, transitions), actors=actors)
+        if state.obs_stats is not None:
+            state = replace(state, obs_stats=normalize.update(state.obs_stats, transitions.obs))
+
+        stored = env_steps + steps_per_round
+        learnt = jax.eval_shape(learn, state, key_learn, jnp.float32(0))
+
+        def wait():
+            """Return what is there, and metrics of 0."""
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), learnt[1])
+            return (state.learner, state.priorities), zeros
+
+        starts = stored >= config.learning_starts
+        # only learner and priorities pass the cond: under vmap it may become a select
+        (learner, priorities), metrics = jax.lax.cond(
+            starts, lambda: learn(state, key_learn, stored / total_steps), wait
+        )
+        state = replace(state, learner=learner, priorities=priorities)
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        num_gradient_steps = jnp.where(starts, config.num_gradient_steps, 0)
+        return state, (metrics, num_gradient_steps, jax.tree.map(lambda x: x.sum(0), ended))
+
+    def update(state: TrainState) -> tuple[TrainState, Metrics]:
+        key, key_rounds = jax.random.split(state.key)
+        first = state.num_updates * num_rounds
+        rounds = (first + jnp.arange(num_rounds), jax.random.split(key_rounds, num_rounds))
+        state, (metrics, num_gradient_steps, ended) = jax.lax.scan(one_round, state, rounds)
+        learnt = jnp.maximum((num_gradient_steps > 0).sum(), 1)
+        metrics = jax.tree.map(lambda x: x.sum(0) / learnt, metrics)
+        metrics["num_gradient_steps"] = num_gradient_steps.sum().astype(jnp.float32)
+        metrics.update(jax.tree.map(lambda x: x.sum(0), ended).metrics())
+        return replace(state, key=key, num_updates=state.num_updates + 1), metrics
+
+    return Train(init, update, num_updates, steps_per_update)
