@@ -69,8 +69,8 @@ class Config:
     """Part of the way that the target network moves to the online one; 1 copies it."""
     target_every: int = struct.field(pytree_node=False, default=1)
     """Gradient steps between two moves of the target network."""
-    loss: str = struct.field(pytree_node=False, default="huber")
-    """Loss of the TD error: "huber" (linear beyond 1) or "squared"."""
+    loss: str = struct.field(pytree_node=False, default="squared")
+    """Loss of the TD error: "squared", or "huber" (linear beyond 1: for returns of a few units)."""
     double: bool = struct.field(pytree_node=False, default=True)
     """Let the online network choose the action that the target network values."""
     dueling: bool = struct.field(pytree_node=False, default=False)
@@ -166,7 +166,7 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
     check_choice("activation", config.activation, ACTIVATIONS)
     if config.dueling and config.action_input:
         raise ValueError(
-            "dueling = True cannot go with action_input = True: its heads need one output per action"
+            "dueling = True cannot go with action_input = True: heads need one output per action"
         )
     action, _ = spaces.read(env, env_params)
     if not isinstance(action, spaces.Discrete):
