@@ -1,4 +1,4 @@
-"""Environments stepped in parallel, and policies evaluated over whole episodes."""
+"""Environments stepped in parallel, policies evaluated over episodes and from any one state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl.checks import check_count
 from jaxrl.types import Env, Transition
 
 
@@ -167,3 +168,149 @@ def evaluate(
     episodes = Episodes(zero, zero, jnp.zeros(num_episodes, jnp.int32), no, no, info)
     carry = (key, obs, env_state, no, jnp.ones(()), episodes)
     return jax.lax.while_loop(lambda c: ~c[3].all(), one_step, carry)[-1]
+
+
+@struct.dataclass
+class ReturnEstimate:
+    """The mean return of rollouts from one state, and what it rests on."""
+
+    mean: jax.Array  # () float32 discounted
+    standard_error: jax.Array  # () float32 of the mean; NaN of a single rollout, which has none
+    num_terminated: jax.Array  # () int32 rollouts that came to an end of their own
+    num_truncated: jax.Array  # () int32 rollouts that the time limit cut; the rest met max_steps
+    num_steps: jax.Array  # () int32 environment steps, all rollouts together
+
+
+@struct.dataclass
+class _Rollouts:
+    """Rollouts under way; every leaf has the leading axis (num_rollouts,)."""
+
+    obs: Any
+    env_state: Any
+    last_obs: Any  # before auto-reset, of the last step that counted; () where it is not needed
+    discount: jax.Array  # gamma^lengths
+    returns: jax.Array
+    lengths: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+def monte_carlo_return(
+    env: Env,
+    env_params: Any,
+    env_state: Any,
+    act: Callable[[jax.Array, jax.Array], jax.Array],
+    key: jax.Array,
+    num_rollouts: int,
+    gamma: float | jax.Array = 0.99,
+    *,
+    max_steps: int = 1000,
+    obs: Any = None,
+    first_action: Any = None,
+    value: Callable[[jax.Array], jax.Array] | None = None,
+) -> ReturnEstimate:
+    """Estimate the value of any one state, V(s) or Q(s, a), by rollouts of a policy from there.
+
+    The mean of G = r_0 + gamma r_1 + gamma^2 r_2 + ... over independent rollouts (Sutton and Barto
+    2018, section 5.1 and, for rollouts from the present state, 8.10); an environment's state is a
+    value, so that it may come from the middle of an episode, which itself is not touched.
+
+    A rollout ends where its episode does, or after `max_steps`. Beyond a terminal state nothing is
+    earned. Beyond a time limit or `max_steps` something may be: `value` of the observation there is
+    added, discounted; without `value` that tail counts as 0, and the estimate is of the return
+    *until then* (of |r| <= 1, max_steps alone leaves out at most gamma^max_steps / (1 - gamma)).
+
+    Args:
+        env, env_params: any gymnax environment.
+        env_state: one state, as `reset` and `step` return it; `vmap` for many.
+        act: `act(obs, key) -> action` for one observation, action in the environment's units.
+        key: decides the environment's noise and the policy's.
+        num_rollouts: how many.
+        gamma: discount, () in [0, 1].
+        max_steps: length at which a rollout is broken off, 1 or more.
+        obs: the observation of `env_state`, as `reset` or `step` returned it with the state; by
+            default it is made, by the `observe(key, state, None, params)` of gymnax 1.0's classes.
+        first_action: taken in place of the policy's first one: the estimate is of Q(s, a).
+        value: `value(obs) -> ()` of one observation, see above.
+
+    The compiled loop stops as soon as all rollouts have ended; under `vmap`, all of all states.
+
+    Raises:
+        ValueError: num_rollouts or max_steps is not an integer >= 1.
+    """
+    check_count("num_rollouts", num_rollouts)
+    check_count("max_steps", max_steps)
+    gamma = jnp.asarray(gamma, jnp.float32)
+    key, key_obs = jax.random.split(key)
+    if obs is None:
+        obs = env.observe(key_obs, env_state, None, env_params)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def many(tree):
+        """Repeat one value for every rollout: (...) -> (num_rollouts, ...)."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_rollouts, *jnp.shape(x))), tree)
+
+    def one_step(carry):
+        key, t, last = carry
+        key, key_act, key_env = jax.random.split(key, 3)
+        action = jax.vmap(act)(last.obs, jax.random.split(key_act, num_rollouts))
+        if first_action is not None:
+            action = jax.tree.map(
+                lambda a, first: jnp.where(t == 0, first.astype(a.dtype), a),
+                action,
+                many(first_action),
+            )
+        obs, env_state, reward, terminated, truncated, info = jax.vmap(
+            env.step, in_axes=(0, 0, 0, None)
+        )(jax.random.split(key_env, num_rollouts), last.env_state, action, env_params)
+        running = ~(last.terminated | last.truncated)
+
+        def keep(new, old):
+            """Take `new` where the rollout still runs; an ended one goes on stepping, unseen."""
+            return jnp.where(running.reshape(running.shape + (1,) * (new.ndim - 1)), new, old)
+
+        last_obs = ()
+        if value is not None:
+            last_obs = jax.tree.map(keep, info["final_observation"], last.last_obs)
+        rollouts = _Rollouts(
+            obs=obs,
+            env_state=env_state,
+            last_obs=last_obs,
+            discount=keep(last.discount * gamma, last.discount),
+            returns=keep(last.returns + last.discount * reward.astype(jnp.float32), last.returns),
+            lengths=last.lengths + running,
+            terminated=keep(terminated, last.terminated),
+            truncated=keep(truncated & ~terminated, last.truncated),
+        )
+        return key, t + 1, rollouts
+
+    def unfinished(carry):
+        _, t, rollouts = carry
+        return (t < max_steps) & ~(rollouts.terminated | rollouts.truncated).all()
+
+    start = _Rollouts(
+        obs=many(obs),
+        env_state=many(env_state),
+        last_obs=many(obs) if value is not None else (),
+        discount=jnp.ones(num_rollouts, jnp.float32),
+        returns=jnp.zeros(num_rollouts, jnp.float32),
+        lengths=jnp.zeros(num_rollouts, jnp.int32),
+        terminated=jnp.zeros(num_rollouts, bool),
+        truncated=jnp.zeros(num_rollouts, bool),
+    )
+    t = jnp.zeros((), jnp.int32)
+    rollouts = jax.lax.while_loop(unfinished, one_step, (key, t, start))[2]
+    returns = rollouts.returns
+    if value is not None:
+        beyond = rollouts.discount * jax.vmap(value)(rollouts.last_obs)
+        returns = returns + jnp.where(rollouts.terminated, 0.0, beyond)
+    if num_rollouts == 1:
+        standard_error = jnp.full((), jnp.nan, jnp.float32)
+    else:
+        standard_error = returns.std(ddof=1) / num_rollouts**0.5
+    return ReturnEstimate(
+        mean=returns.mean(),
+        standard_error=standard_error,
+        num_terminated=rollouts.terminated.sum(dtype=jnp.int32),
+        num_truncated=rollouts.truncated.sum(dtype=jnp.int32),
+        num_steps=rollouts.lengths.sum(dtype=jnp.int32),
+    )
