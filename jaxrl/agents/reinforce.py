@@ -56,13 +56,13 @@ class Config:
     """returns = "rollouts": visited states, drawn from all of an update, to start rollouts from."""
     num_rollouts: int = struct.field(pytree_node=False, default=4)
     """Rollouts from each such state; with returns = "episode", from each unfinished episode."""
-    max_rollout_steps: int = struct.field(pytree_node=False, default=500)
-    """Length at which a rollout is broken off if its episode has not ended."""
+    max_rollout_steps: int = struct.field(pytree_node=False, default=100)
+    """Length at which a rollout is broken off; the learned baseline stands for what is beyond."""
     baseline: str = struct.field(pytree_node=False, default="value")
     """What is subtracted from returns: a learned "value", the "mean" of the others, or "none"."""
-    normalize_weights: bool = struct.field(pytree_node=False, default=True)
-    """Divide returns, less the baseline, by their standard deviation over the update."""
-    learning_rate: float = 1e-2
+    normalize_returns: bool = struct.field(pytree_node=False, default=True)
+    """Divide returns, less the baseline, by the running standard deviation of the returns."""
+    learning_rate: float = 5e-3
     """Step size of the policy's Adam, at the start."""
     anneal_learning_rate: bool = struct.field(pytree_node=False, default=True)
     """Let the policy's learning rate fall linearly to 0 over the run."""
@@ -99,7 +99,7 @@ class TrainState:
     params: dict[str, Any]  # {"policy": ..., and with the learned baseline "value": ...}
     opt_state: dict[str, optax.OptState]  # the same names
     obs_stats: RunningStats | None
-    return_stats: RunningStats | None  # of the returns: the unit of the value network
+    return_stats: RunningStats | None  # of the returns; the value network's unit
     actors: rollout.Actors
     key: jax.Array
     num_updates: jax.Array  # () int32
@@ -161,13 +161,15 @@ def mean_of_others(returns: jax.Array) -> jax.Array:
     return (returns.sum() - returns) / (returns.shape[0] - 1)
 
 
-def weights(returns: jax.Array, baseline: jax.Array, normalized: bool) -> jax.Array:
-    """Return less baseline, (B,) each; `normalized` divides by the standard deviation.
+def weights(
+    returns: jax.Array, baseline: jax.Array, return_stats: RunningStats | None
+) -> jax.Array:
+    """Return less baseline, (B,) each; with statistics of the returns, in their deviations.
 
-    The mean is not taken out: that is the baseline's part.
+    Not in the batch's own deviations: where all actions are as good the weights stay small.
     """
     weight = returns - baseline
-    return weight / (weight.std() + 1e-8) if normalized else weight
+    return weight if return_stats is None else weight * jax.lax.rsqrt(return_stats.var + 1e-8)
 
 
 def check_config(config: Config, env: Env, env_params: Any) -> None:
@@ -190,15 +192,10 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
             f"num_states = {config.num_states} must be at most num_envs * num_steps = "
             f"{config.num_envs} * {config.num_steps} = {steps}"
         )
-    if batch_size(config) < 2 and (config.baseline == "mean" or config.normalize_weights):
-        name, size = (
-            ("num_states", config.num_states)
-            if config.returns == "rollouts"
-            else ("num_envs * num_steps", steps)
-        )
+    if config.baseline == "mean" and batch_size(config) < 2:
         raise ValueError(
-            f"{name} = {size} leaves one return an update, which has no mean of others and no "
-            'deviation: raise it, or set normalize_weights = False and baseline = "value" or "none"'
+            'baseline = "mean" needs two returns an update or more, but num_states = '
+            f"{config.num_states}, num_envs * num_steps = {steps}: raise them"
         )
     check_real("learning_rate", config.learning_rate, 0.0, math.inf, above=True)
     check_real("value_learning_rate", config.value_learning_rate, 0.0, math.inf, above=True)
@@ -322,7 +319,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             params=params,
             opt_state={name: optimizer.init(p) for name, p in params.items()},
             obs_stats=obs_stats,
-            return_stats=normalize.init(()) if learned else None,
+            return_stats=normalize.init(()) if learned or config.normalize_returns else None,
             actors=actors,
             key=key,
             num_updates=jnp.zeros((), jnp.int32),
@@ -386,6 +383,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def by_episode(state: TrainState, actors, visited: Visited, transitions, key: jax.Array):
         """The return of the trajectory from each visited state on, completed by rollouts."""
+        # also where the last step ended an episode, from the new one's start: counted, not used
         rest = roll_out(state, actors.env_state, actors.obs, None, key)
         nothing = jnp.zeros_like(transitions.reward)
         truncated = transitions.truncated & ~transitions.terminated
@@ -404,7 +402,6 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             config.gamma,
             1.0,
         )
-        # an episode that has just ended went on with a new one: nobody asked for those rollouts
         rows = jax.tree.map(lambda x: x.reshape(steps_per_update, *x.shape[2:]), visited)
         metrics = {"rollout_steps": rest.num_steps.sum(dtype=jnp.float32)}
         return rows, returns.reshape(-1), metrics
@@ -436,7 +433,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             baseline = mean_of_others(returns)
         else:
             baseline = jnp.zeros_like(returns)
-        weight = weights(returns, baseline, config.normalize_weights)
+        return_stats = state.return_stats
+        if return_stats is not None:
+            return_stats = normalize.update(return_stats, returns)
+        weight = weights(returns, baseline, return_stats if config.normalize_returns else None)
 
         obs = see(state.obs_stats, rows.obs)
         left = 1.0 - state.num_updates / num_updates if config.anneal_learning_rate else 1.0
@@ -458,9 +458,8 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         metrics["return_mean"] = returns.mean()
 
         # only now: the baseline of an update must not have seen its returns
-        return_stats = state.return_stats
-        if return_stats is not None:
-            return_stats = normalize.update(return_stats, returns)
+        if learned:
+            assert return_stats is not None
             target = (returns - return_stats.mean) * jax.lax.rsqrt(return_stats.var + 1e-8)
             (params["value"], opt_state["value"]), errors = fit_value(
                 state.params["value"], state.opt_state["value"], obs, target
