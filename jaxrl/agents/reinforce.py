@@ -152,6 +152,27 @@ def state_value(value_net: ValueNet, params: Any, stats: RunningStats, obs: jax.
     return stats.mean + jnp.sqrt(stats.var) * value_net.value(params, obs)
 
 
+def trajectory_returns(
+    reward: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    beyond_cut: jax.Array,
+    rest: jax.Array,
+    gamma: float | jax.Array,
+) -> jax.Array:
+    """Return of each step of trajectories, from itself on, to the end of its episode: (T, B).
+
+    reward, terminated, truncated: (T, B), the last two bool. beyond_cut (T, B) or (): the value
+    after a step whose episode the time limit cut. rest (B,): the return after row T - 1 of the
+    episodes that go on there.
+    """
+    done = terminated | truncated
+    beyond = jnp.where(truncated, beyond_cut, 0.0)
+    beyond = beyond.at[-1].set(jnp.where(done[-1], beyond[-1], rest))
+    # with lambda = 1 and V = 0 an advantage is the return; terminated wins over truncated there
+    return gae(reward, jnp.zeros_like(reward), beyond, terminated, truncated, gamma, 1.0)[0]
+
+
 def mean_of_others(returns: jax.Array) -> jax.Array:
     """The baseline "mean": for each of B returns the mean of the other B - 1; (B,) -> (B,).
 
@@ -385,22 +406,13 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         """The return of the trajectory from each visited state on, completed by rollouts."""
         # also where the last step ended an episode, from the new one's start: counted, not used
         rest = roll_out(state, actors.env_state, actors.obs, None, key)
-        nothing = jnp.zeros_like(transitions.reward)
-        truncated = transitions.truncated & ~transitions.terminated
-        beyond = nothing
-        if learned:
-            beyond = jnp.where(truncated, value_of(state, transitions.next_obs), 0.0)
-        done = transitions.terminated | transitions.truncated
-        beyond = beyond.at[-1].set(jnp.where(done[-1], beyond[-1], rest.mean))
-        # lambda 1 and value 0: the sum of discounted rewards up to the end, or what is beyond it
-        returns, _ = gae(
+        returns = trajectory_returns(
             transitions.reward,
-            nothing,
-            beyond,
             transitions.terminated,
             transitions.truncated,
+            value_of(state, transitions.next_obs) if learned else jnp.zeros(()),
+            rest.mean,
             config.gamma,
-            1.0,
         )
         rows = jax.tree.map(lambda x: x.reshape(steps_per_update, *x.shape[2:]), visited)
         metrics = {"rollout_steps": rest.num_steps.sum(dtype=jnp.float32)}
