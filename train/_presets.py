@@ -49,20 +49,7 @@ PPO = {
     ),
 }
 
-Q_LEARNING = {
-    "MarsRover-v0": Preset({"total_steps": 40_000, "gamma": 0.9}),  # 100 updates
-    "FrozenLake-misc": Preset(
-        {
-            "total_steps": 1_024_000,  # 320 updates
-            "num_envs": 64,
-            "learning_rate_power": 0.6,  # the goal is found late: the beginning must be forgotten
-            "epsilon_end": 0.3,  # less leaves entries unlearnt; Q-learning is off-policy
-        }
-    ),
-}
-
-PRESETS: dict[str, dict[str, Preset]] = {"ppo": PPO, "q_learning": Q_LEARNING}
-DEFAULT_ENVS = {"q_learning": "MarsRover-v0"}  # of the agents that cannot take the scripts' own
+PRESETS: dict[str, dict[str, Preset]] = {"total_steps": 51_200, "gamma": 0, "num_envs": 16, "learning_rate_power": 0, "epsilon_end": 0, "ppo": PPO, "q_learning": Q_LEARNING, "num_steps": 16, "num_states": 128, "num_rollouts": 2, "max_rollout_steps": 100, "max_grad_norm": 0, "reinforce": REINFORCE}
 
 
 def find(agent: str, env_id: str) -> Preset:

@@ -52,9 +52,9 @@ class Config:
     """Steps of each environment between two updates; an update is one gradient step."""
     returns: str = struct.field(pytree_node=False, default="rollouts")
     """Return of a visited state and action: "rollouts" from there, or that of its own "episode"."""
-    num_states: int = struct.field(pytree_node=False, default=64)
+    num_states: int = struct.field(pytree_node=False, default=128)
     """returns = "rollouts": visited states, drawn from all of an update, to start rollouts from."""
-    num_rollouts: int = struct.field(pytree_node=False, default=4)
+    num_rollouts: int = struct.field(pytree_node=False, default=2)
     """Rollouts from each such state; with returns = "episode", from each unfinished episode."""
     max_rollout_steps: int = struct.field(pytree_node=False, default=100)
     """Length at which a rollout is broken off; the learned baseline stands for what is beyond."""
@@ -74,7 +74,7 @@ class Config:
     """Discount."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 0.5
     """Bound on the global norm of the gradient, of the policy's and of the baseline's."""
     adam_eps: float = 1e-5
     """Adam's epsilon."""
