@@ -129,8 +129,23 @@ def test_rollouts_on_the_rover_by_hand():
     np.testing.assert_allclose(result.standard_error, 0.0, atol=1e-5)
     np.testing.assert_array_equal(result.num_terminated, 5)
     np.testing.assert_array_equal(result.num_truncated, 0)
-    # rollouts that have ended wait for the longest: only real steps are counted
     np.testing.assert_array_equal(result.num_steps, 5 * length)
+
+
+def test_a_rollout_that_has_ended_waits_for_the_longest_and_earns_nothing_more():
+    """A coin from the middle, gamma 1: k of n rollouts end on the left with 100, the others on 40.
+
+    Mean and error must be those of k: a rollout that goes on in a new episode breaks both.
+    """
+    n = 64
+    result = rollout.monte_carlo_return(*rover(3), coin, jax.random.key(0), n, 1.0)
+    k = round(float((result.mean - 40.0) / 60.0 * n))
+    assert 0 < k < n
+    assert result.mean == pytest.approx(40.0 + 60.0 * k / n)
+    error = 60.0 * (k / n * (1.0 - k / n) / (n - 1)) ** 0.5
+    assert result.standard_error == pytest.approx(error, rel=1e-5)
+    assert result.num_terminated == n
+    assert 3 * n < result.num_steps < 20 * n  # the mean length is (3 - 0)(5 - 3) + 1 = 7
 
 
 def test_the_first_action_is_not_the_policy_s():
