@@ -37,7 +37,6 @@ ALLOWED = {
     "jaxrl.replay": {"jaxrl.returns", "jaxrl.types"},
     "jaxrl.networks": {"jaxrl.distributions", "jaxrl.spaces"},
     "jaxrl.planning": {"jaxrl.checks"},
-    "jaxrl.rollout": {"jaxrl.types"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.checks": set(),
     "jaxrl.distributions": set(),

@@ -49,7 +49,70 @@ PPO = {
     ),
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"total_steps": 51_200, "gamma": 0, "num_envs": 16, "learning_rate_power": 0, "epsilon_end": 0, "ppo": PPO, "q_learning": Q_LEARNING, "num_steps": 16, "num_states": 128, "num_rollouts": 2, "max_rollout_steps": 100, "max_grad_norm": 0, "reinforce": REINFORCE}
+Q_LEARNING = {
+    "MarsRover-v0": Preset({"total_steps": 40_000, "gamma": 0.9}),  # 100 updates
+    "FrozenLake-misc": Preset(
+        {
+            "total_steps": 1_024_000,  # 320 updates
+            "num_envs": 64,
+            "learning_rate_power": 0.6,  # the goal is found late: the beginning must be forgotten
+            "epsilon_end": 0.3,  # less leaves entries unlearnt; Q-learning is off-policy
+        }
+    ),
+}
+
+REINFORCE = {
+    "CartPole-v1": Preset(
+        {
+            "total_steps": 51_200,  # 100 updates; rollouts simulate about 2 million steps more
+            "num_envs": 16,
+            "num_steps": 32,
+            "num_states": 128,
+            "num_rollouts": 2,
+            "max_rollout_steps": 100,
+            "max_grad_norm": 0.1,
+        }
+    ),
+    "MarsRover-v0": Preset(
+        {
+            "total_steps": 51_200,  # 200 updates
+            "num_envs": 16,
+            "num_steps": 16,
+            "num_states": 128,
+            "num_rollouts": 2,
+            "gamma": 0.9,
+            "hidden": (32,),
+        },
+        env_kwargs={"start": "uniform"},  # every state is to be visited
+    ),
+}
+
+DQN = {
+    "CartPole-v1": Preset(
+        {
+            "total_steps": 300_000,  # 300 updates
+            "num_envs": 8,
+            "num_steps": 125,
+            "batch_size": 128,
+            "buffer_size": 50_000,
+            "learning_starts": 2_000,
+            "learning_rate": 1e-3,
+            "anneal_learning_rate": True,
+            "epsilon_fraction": 0.3,
+            "tau": 0.05,
+            "dueling": True,
+            "n_step": 3,
+        }
+    ),
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "ppo": PPO,
+    "reinforce": REINFORCE,
+    "dqn": DQN,
+    "q_learning": Q_LEARNING,
+}
+DEFAULT_ENVS = {"q_learning": "MarsRover-v0"}  # of the agents that cannot take the scripts' own
 
 
 def find(agent: str, env_id: str) -> Preset:
