@@ -38,7 +38,7 @@ ALLOWED = {
     "jaxrl.networks": {"jaxrl.distributions", "jaxrl.spaces"},
     "jaxrl.planning": {"jaxrl.checks"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.types"},
-    "jaxrl.cost": {"jaxrl.checks"},
+    "jaxrl.cost": {"jaxrl.checks", "jaxrl.cost"},
     "jaxrl.checks": set(),
     "jaxrl.distributions": set(),
     "jaxrl.normalize": set(),
