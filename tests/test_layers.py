@@ -62,6 +62,8 @@ HEAVY = {
     "tensorboardX",
     "scipy",
     "pandas",
+    "pynvml",
+    "zeus",
 }
 
 

@@ -21,6 +21,7 @@ Extensions, not in the paper: batched convolutions (S = batch H W), groups (Cin 
 runs on the host in float64.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -250,6 +251,10 @@ def fit_layers(
     def predict(constants: Constants, rows: np.ndarray) -> np.ndarray:
         return predicted_ms(Shape(*(c[rows] for c in columns)), constants)
 
+    if np.all(_is_point(shape)):
+        source = f"{source} (K > 1 not measured: beta and gamma as published)".strip()
+    elif not np.any(_is_point(shape)):
+        source = f"{source} (K = 1 not measured: beta and gamma as published)".strip()
     constants = fit(np.arange(len(ms)))
     errors = _cross_validate(fit, predict, ms, num_folds)
     log_ratio = np.log(predict(constants, np.arange(len(ms))) / ms)
@@ -260,43 +265,36 @@ def _fit_constants(shape: Shape, ms: np.ndarray, convention: str, source: str) -
     from scipy.optimize import least_squares
 
     point = _is_point(shape)
+    present = [name for name, has in (("point", point.any()), ("area", not point.all())) if has]
 
     def unpack(p: np.ndarray) -> Constants:
-        beta_1, gamma_1, beta_2, gamma_2, T, floor = (*np.exp(p[:4]), np.exp(p[4]), np.exp(p[5]))
-        return Constants(
-            KernelClass(float(beta_1), float(gamma_1), float(T)),
-            KernelClass(float(beta_2), float(gamma_2), float(T)),
-            convention,
-            float(floor),
-            source,
-        )
+        """Read log(T), log(floor) and log(beta), log(gamma) of each class that has layers."""
+        T, floor, *rest = (float(x) for x in np.exp(p))
+        classes = {
+            name: replace(getattr(PUBLISHED, name), T=T)  # where nothing was measured
+            for name in ("point", "area")
+        }
+        for i, name in enumerate(present):
+            classes[name] = KernelClass(rest[2 * i], rest[2 * i + 1], T)
+        return Constants(**classes, convention=convention, floor_ms=floor, source=source)
 
     def residual(p: np.ndarray) -> np.ndarray:
         return np.log(predicted_ms(shape, unpack(p)) / ms)
 
-    low = np.log([1e-7, 0.05, 1e-7, 0.05, 1e-12, 1e-6 * ms.min()])
-    high = np.log([1.0, 2.0, 1.0, 2.0, 1e6, np.median(ms)])
+    low = np.log([1e-12, 1e-6 * ms.min(), *[1e-7, 0.05] * len(present)])
+    high = np.log([1e6, np.median(ms), *[1.0, 2.0] * len(present)])
     best = None
     # the floor makes the problem non-convex, and beta and gamma make up for each other
-    for beta in (1e-3, 2e-2, 0.3):
-        for gamma in (0.6, 1.0):
-            for floor in (0.3 * ms.min(), 1.1 * ms.min()):
-                start = np.log([beta, gamma, beta, gamma, 1.0, floor])
-                ones = predicted_ms(shape, replace(unpack(start), floor_ms=0.0))
-                start[4] = np.median(np.log(ms / ones))
-                start = np.clip(start, low + 1e-9, high - 1e-9)
-                result = least_squares(residual, start, bounds=(low, high))
-                if best is None or result.cost < best.cost:
-                    best = result
+    for beta, gamma, floor in itertools.product((1e-3, 2e-2, 0.3), (0.6, 1.0), (0.3, 1.1)):
+        start = np.log([1.0, 1e-6 * ms.min(), *[beta, gamma] * len(present)])
+        start[0] = np.median(-residual(start))  # the T that is right in the middle
+        start[1] = np.log(floor * ms.min())
+        start = np.clip(start, low + 1e-9, high - 1e-9)
+        result = least_squares(residual, start, bounds=(low, high), max_nfev=200)
+        if best is None or result.cost < best.cost:
+            best = result
     assert best is not None
-    constants = unpack(best.x)
-    if not point.any():
-        known = replace(PUBLISHED.point, T=constants.point.T)
-        return replace(constants, point=known, source=f"{source} (K = 1: published)".strip())
-    if point.all():
-        known = replace(PUBLISHED.area, T=constants.area.T)
-        return replace(constants, area=known, source=f"{source} (K > 1: published)".strip())
-    return constants
+    return unpack(best.x)
 
 
 def _cross_validate(

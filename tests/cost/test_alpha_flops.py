@@ -216,7 +216,7 @@ def test_a_class_without_layers_keeps_the_published_constants():
     shape = af.dense(np.array([64, 256, 1024, 4096] * 5), 64, np.repeat(4 ** np.arange(5), 4))
     fit = af.fit_layers(shape, af.predicted_ms(shape, PLANTED))
     assert (fit.constants.area.beta, fit.constants.area.gamma) == (0.001, 0.56)
-    assert "K > 1: published" in fit.constants.source
+    assert "K > 1 not measured" in fit.constants.source
     assert fit.log_rmse < 1e-3
     assert fit.constants.point.gamma == pytest.approx(0.9, rel=0.05)
 
@@ -259,6 +259,16 @@ def test_runs_recover_planted_prices():
         fit.predict(flops=1e11)
     with pytest.raises(ValueError, match="4 runs are too few for 3 features: 5"):
         af.fit_runs({k: v[:4] for k, v in features.items()}, seconds[:4])
+
+
+def test_each_run_is_predicted_from_the_others():
+    # relative least squares with one feature: c = sum(1 / y) / sum(1 / y^2)
+    # all: 2.5 / 2.25, errors 1/9, 1/9, 4/9. Without a 1: 1.5 / 1.25 = 1.2, error 0.2; without the
+    # 2: c = 1, error 0.5
+    errors = af.fit_runs({"a": [1.0, 1.0, 1.0]}, [1.0, 1.0, 2.0]).errors
+    assert errors.median == pytest.approx(1 / 9)
+    assert errors.cv_median == pytest.approx(0.2)
+    assert errors.cv_p90 == pytest.approx(0.2 + 0.8 * 0.3)
 
 
 def test_no_run_has_a_negative_price():
