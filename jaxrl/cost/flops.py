@@ -110,6 +110,8 @@ class Cost:
     """The same with every tap of every convolution, on padding and dilation too."""
     int_ops: int = 0
     """Integer and boolean operations: no FLOPs."""
+    loop_steps: int = 0
+    """Iterations of all loops, inner ones as often as they run: steps that wait for each other."""
     layers: dict[Layer, int] = field(default_factory=dict)
     """How often each dense layer and convolution is executed."""
     data_movement: dict[str, int] = field(default_factory=dict)
@@ -175,7 +177,7 @@ def count_jaxpr(
 def _sum(parts: Sequence[tuple[Cost, int]]) -> Cost:
     """Add up costs, each times a number."""
     kinds, layers, moves, other = Counter(), Counter(), Counter(), Counter()
-    macs = nominal = int_ops = 0
+    macs = nominal = int_ops = loop_steps = 0
     warnings: dict[str, None] = {}  # in order, each once
     for cost, times in parts:
         if times == 0:
@@ -183,6 +185,7 @@ def _sum(parts: Sequence[tuple[Cost, int]]) -> Cost:
         macs += times * cost.macs
         nominal += times * cost.nominal_macs
         int_ops += times * cost.int_ops
+        loop_steps += times * cost.loop_steps
         for total, part in (
             (kinds, cost.by_kind),
             (layers, cost.layers),
@@ -197,6 +200,7 @@ def _sum(parts: Sequence[tuple[Cost, int]]) -> Cost:
         macs,
         nominal,
         int_ops,
+        loop_steps,
         dict(layers),
         dict(moves),
         dict(other),
@@ -265,7 +269,8 @@ class _Walker:
             cost, needs = self.walk(body, carry + ys, path)
             grown = _either(carry, needs[num_consts : num_consts + num_carry])
             if grown == carry:
-                return cost * eqn.params["length"], needs
+                length = eqn.params["length"]
+                return _sum([(cost, length), (Cost(loop_steps=1), length)]), needs
             carry = grown
 
     def while_loop(self, eqn: JaxprEqn, wanted: Live, path: str) -> tuple[Cost, Live]:
@@ -290,9 +295,10 @@ class _Walker:
                     "its length is known only when it runs; give while_steps",
                 )
             )
-            cost = _sum([(body_cost, 1), (cond_cost, 1), (doubt, 1)])
+            cost = _sum([(body_cost, 1), (cond_cost, 1), (doubt, 1), (Cost(loop_steps=1), 1)])
         else:
-            cost = _sum([(body_cost, steps), (cond_cost, steps + 1)])
+            step = Cost(loop_steps=1)
+            cost = _sum([(body_cost, steps), (cond_cost, steps + 1), (step, steps)])
         return cost, cond_needs[:n_cond] + body_needs[:n_body] + carry
 
 

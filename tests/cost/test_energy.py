@@ -131,14 +131,17 @@ def test_dies_that_mirror_one_counter_count_once(tmp_path):
     assert m.energy.notes == ("package-0-die-1 mirrors package-0-die-0: counted once",)
 
 
-def test_dies_with_counters_of_their_own_count_both(tmp_path):
-    """Equal once, by chance or after a reset, is no mirror."""
+@pytest.mark.parametrize("start", [5_000_000, 5_500_000])
+@pytest.mark.parametrize("end", [8_000_000, 7_000_000])
+def test_dies_with_counters_of_their_own_count_both(tmp_path, start, end):
+    """Equal once, by chance or after a reset, is no mirror; equal twice would be."""
     zone(tmp_path, "intel-rapl:0", "package-0-die-0", 5_000_000)
-    zone(tmp_path, "intel-rapl:1", "package-0-die-1", 5_000_000)
+    zone(tmp_path, "intel-rapl:1", "package-0-die-1", start)
     with meter(tmp_path) as m:
-        set_uj(tmp_path, rapl_0=8_000_000, rapl_1=7_000_000)
-    assert m.energy.J == 5.0
-    assert m.energy.notes == ()
+        set_uj(tmp_path, rapl_0=8_000_000, rapl_1=end)
+    mirrors = (start, end) == (5_000_000, 8_000_000)
+    assert m.energy.J == 3.0 + (0.0 if mirrors else (end - start) / 1e6)
+    assert len(m.energy.notes) == mirrors
 
 
 def test_a_twin_alone_is_the_counter(tmp_path):

@@ -175,6 +175,7 @@ def test_nested_scans_multiply_exactly():
     cost = count(outer, jnp.zeros((3, 3)), jnp.zeros((3, 3)))
     assert cost.macs == 27 * 10**16  # beyond float64's whole numbers
     assert list(cost.layers.values()) == [10**16]
+    assert cost.loop_steps == 10**9 + 10**16
 
 
 def test_a_while_loop_is_counted_as_hinted_or_once_with_a_warning():
@@ -193,6 +194,7 @@ def test_a_while_loop_is_counted_as_hinted_or_once_with_a_warning():
         # the condition is looked at once more
         assert (hinted.macs, hinted.by_kind["reduction"]) == (7 * 64, 8 * 15)
         assert hinted.warnings == ()
+        assert hinted.loop_steps == 7
     assert count(until, x, w, while_steps={"other": 3}).warnings == once.warnings
     with pytest.raises(ValueError, match="while_steps = -1 must be an integer >= 0"):
         count(until, x, w, while_steps=-1)
