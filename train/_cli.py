@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import tyro
 
-from jaxrl.checks import check_count
+from jaxrl.checks import check_count, check_real
 from train import _presets
 
 MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
@@ -49,6 +50,12 @@ class Options:
     """Show the progress while training."""
     compilation_cache: str | None = None
     """Folder where compiled programs are kept, so that the same run starts faster the next time."""
+    threshold: float | None = None
+    """Return at which to tell the energy spent: that of the first update that reaches it."""
+    watts_per_core: float | None = 10.0
+    """Watts of a CPU core at work, for an estimate where no energy counter can be read."""
+    g_per_kwh: float | None = None
+    """Grams of CO2e of a kWh of your electricity, to tell emissions."""
     list_envs: bool = False
     """Print the names of the environments and stop."""
 
@@ -66,6 +73,12 @@ class Options:
             raise ValueError(f"eval_episodes = {self.eval_episodes} must be <= {MAX_EPISODES}")
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed = {self.seed} is too large: seeds must be below 2**31")
+        if self.threshold is not None:
+            check_real("threshold", self.threshold, -math.inf, math.inf)
+        if self.watts_per_core is not None:
+            check_real("watts_per_core", self.watts_per_core, 0.0, math.inf, above=True)
+        if self.g_per_kwh is not None:
+            check_real("g_per_kwh", self.g_per_kwh, 0.0, math.inf)
         if self.name is not None and not re.fullmatch(r"[\w][\w.+=-]*", self.name):
             raise ValueError(
                 f"name = {self.name!r} must be the plain name of a folder (letters, digits and "

@@ -38,9 +38,10 @@ from rich.console import Console
 
 import jaxrl
 from jaxrl import policy, sinks, spaces
+from jaxrl.cost.energy import EnergyMeter
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _cli, _report
+from train import _cli, _cost, _report
 from train._progress import Progress
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def execute(run: Run) -> int:
         "eval_seed": EVAL_SEED,
         "eval_s": None,
         **no_evaluation(),
+        **cost_columns(run, outcome),
         "started": started,
         **machine(),
         "command": run.command,
@@ -236,6 +238,7 @@ def execute(run: Run) -> int:
             f"interrupted after {outcome.env_steps:,} of {run.train.total_steps:,} steps a seed; "
             "the metrics and policies so far are kept"
         )
+    console.print(_cost.table(summary))
     console.print(
         f"{summary['env_steps_total']:,} steps: compiled in {outcome.compile_s:.1f} s, run in "
         f"{outcome.run_s:.1f} s, {summary['steps_per_s']:,.0f} steps/s\n{folder}",
@@ -254,6 +257,7 @@ class Outcome:
     env_steps: int  # of one seed
     compile_s: float
     run_s: float
+    energy: _cost.RunEnergy
     status: str  # "finished", "interrupted" or "diverged"
     message: str = ""
 
@@ -270,18 +274,21 @@ def train_seeds(run: Run, console: Console) -> Outcome:
         f"{train.total_steps:,} steps: compiling",
         highlight=False,
     )
-    began = time.perf_counter()
     # seed i of many is the run of --seed i: its key depends on nothing else
     keys = jnp.stack([jax.random.key(seed) for seed in options.seeds])
-    init = jax.jit(jax.vmap(train.init)).lower(keys).compile()
-    shapes = jax.eval_shape(jax.vmap(train.init), keys)
-    chunks = {n: compile_chunk(train, n, shapes) for n in sorted(set(sizes))}
-    compile_s = time.perf_counter() - began
+    with EnergyMeter(watts_per_core=options.watts_per_core) as compiling:
+        init = jax.jit(jax.vmap(train.init)).lower(keys).compile()
+        shapes = jax.eval_shape(jax.vmap(train.init), keys)
+        chunks = {n: compile_chunk(train, n, shapes) for n in sorted(set(sizes))}
+    compile_s = compiling.energy.seconds
 
     with ExitStack() as stack:
+        meter = stack.enter_context(EnergyMeter(watts_per_core=options.watts_per_core))
+        energy_log = _cost.EnergyLog(meter)
         all_sinks: list[Sink] = [
             stack.enter_context(sinks.csv_sink(run.folder / "metrics.csv")),
             stack.enter_context(sinks.tensorboard_sink(run.folder / "tensorboard")),
+            energy_log,
         ]
         if options.progress:
             progress = Progress(console, train.num_updates)
@@ -321,6 +328,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
             message = read(*waiting)
         jax.block_until_ready(state)
         run_s = time.perf_counter() - began
+        used = _cost.RunEnergy(compiling.energy, meter.so_far(), energy_log)
 
     num_done = done[-1].last_update
     status = (
@@ -331,7 +339,22 @@ def train_seeds(run: Run, console: Console) -> Outcome:
         for name in done[0].metrics
     }
     env_steps = num_done * train.steps_per_update
-    return Outcome(state, metrics, env_steps, compile_s, run_s, status, message)
+    return Outcome(state, metrics, env_steps, compile_s, run_s, used, status, message)
+
+
+def cost_columns(run: Run, outcome: Outcome) -> dict[str, Any]:
+    """The entries of a summary about FLOPs and energy (see `train._cost`)."""
+    options, setup = run.options, run.setup
+    return _cost.summary_columns(
+        _cost.count_run(run.agent, run.config, setup.env, setup.params, run.train),
+        outcome.energy,
+        outcome.metrics,
+        options.num_seeds,
+        outcome.env_steps // run.train.steps_per_update,
+        run_s=outcome.run_s,
+        threshold=options.threshold,
+        g_per_kwh=options.g_per_kwh,
+    )
 
 
 def compile_chunk(train: Train[Any], num_updates: int, shapes: Any) -> Callable[[Any], Any]:

@@ -23,7 +23,7 @@ runs on the host in float64.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -424,7 +424,9 @@ class RunFit:
         return sum(self.coefficients[name] * x for name, x in features.items())
 
 
-def fit_runs(features: dict[str, Sequence[float]], measured: Array, source: str = "") -> RunFit:
+def fit_runs(
+    features: Mapping[str, Sequence[float] | np.ndarray], measured: Array, source: str = ""
+) -> RunFit:
     """Fit what whole runs took (seconds, or joules) to a sum of features, by relative error.
 
     FLOPs alone are a poor predictor of a run's time: steps of environments and steps one after the

@@ -140,7 +140,7 @@ def test_dies_with_counters_of_their_own_count_both(tmp_path, start, end):
     with meter(tmp_path) as m:
         set_uj(tmp_path, rapl_0=8_000_000, rapl_1=end)
     mirrors = (start, end) == (5_000_000, 8_000_000)
-    assert m.energy.J == 3.0 + (0.0 if mirrors else (end - start) / 1e6)
+    assert 3.0 + (0.0 if mirrors else (end - start) / 1e6) == m.energy.J
     assert len(m.energy.notes) == mirrors
 
 
