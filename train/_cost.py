@@ -186,12 +186,17 @@ def summary_columns(
     columns["compile_energy_high_J"] = used.compile.high_J
     columns["compile_energy_method"] = used.compile.method
     columns["threshold_return"] = threshold
-    columns["env_steps_to_threshold"] = columns["J_to_threshold"] = None
+    names = ("J_to_threshold", "J_to_threshold_low", "J_to_threshold_high")
+    columns |= dict.fromkeys(("env_steps_to_threshold", *names))
     update = None if threshold is None else first_update_above(metrics, threshold)
-    if update is not None:
-        J = used.log.J_after(update)
-        columns["env_steps_to_threshold"] = update * cost.steps_per_update * num_seeds
-        columns["J_to_threshold"] = J if J is None or used.run.is_measured else energy.two_digits(J)
+    if update is None:
+        return columns
+    columns["env_steps_to_threshold"] = update * cost.steps_per_update * num_seeds
+    total, J = used.run.J, used.log.J_after(update)
+    if J is not None and total:
+        for name, end in zip(names, (total, used.run.low_J, used.run.high_J), strict=True):
+            share = J * (end or total) / total  # an estimate's range is the same all along
+            columns[name] = share if used.run.is_measured else energy.two_digits(share)
     return columns
 
 
@@ -250,7 +255,7 @@ def table(columns: dict[str, Any], title: str = "cost") -> Table:
         if name == "parameters":
             value += f" ({_text(columns['policy_parameters'])})"
         low, high = _range(columns, name)
-        if low is not None and low != high:
+        if low != high:
             value += f" ({_text(low)} to {_text(high)})"
         # "[s]" would be markup
         result.add_row(escape(label), value, '"' if method == last else escape(method))
@@ -259,10 +264,9 @@ def table(columns: dict[str, Any], title: str = "cost") -> Table:
 
 
 def _range(columns: dict[str, Any], name: str) -> tuple[Any, Any]:
-    for low in (name.replace("_J", "_low_J"), f"{name}_low"):
-        if low != name and low in columns:
-            return columns[low], columns[low.replace("_low", "_high")]
-    return None, None
+    """The ends of a number's range: of x_J in x_low_J and x_high_J, of x in x_low and x_high."""
+    stem, unit = (name[:-2], "_J") if name.endswith("_J") else (name, "")
+    return columns.get(f"{stem}_low{unit}"), columns.get(f"{stem}_high{unit}")
 
 
 def _text(value: float | None) -> str:

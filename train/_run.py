@@ -181,6 +181,8 @@ def execute(run: Run) -> int:
             "command": run.command,
         },
     )
+    # before the run: what can fail here must not cost one
+    cost = _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
     try:
         outcome = train_seeds(run, console)
     except KeyboardInterrupt:
@@ -200,7 +202,16 @@ def execute(run: Run) -> int:
         "eval_seed": EVAL_SEED,
         "eval_s": None,
         **no_evaluation(),
-        **cost_columns(run, outcome),
+        **_cost.summary_columns(
+            cost,
+            outcome.energy,
+            outcome.metrics,
+            options.num_seeds,
+            outcome.env_steps // run.train.steps_per_update,
+            run_s=outcome.run_s,
+            threshold=options.threshold,
+            g_per_kwh=options.g_per_kwh,
+        ),
         "started": started,
         **machine(),
         "command": run.command,
@@ -340,21 +351,6 @@ def train_seeds(run: Run, console: Console) -> Outcome:
     }
     env_steps = num_done * train.steps_per_update
     return Outcome(state, metrics, env_steps, compile_s, run_s, used, status, message)
-
-
-def cost_columns(run: Run, outcome: Outcome) -> dict[str, Any]:
-    """The entries of a summary about FLOPs and energy (see `train._cost`)."""
-    options, setup = run.options, run.setup
-    return _cost.summary_columns(
-        _cost.count_run(run.agent, run.config, setup.env, setup.params, run.train),
-        outcome.energy,
-        outcome.metrics,
-        options.num_seeds,
-        outcome.env_steps // run.train.steps_per_update,
-        run_s=outcome.run_s,
-        threshold=options.threshold,
-        g_per_kwh=options.g_per_kwh,
-    )
 
 
 def compile_chunk(train: Train[Any], num_updates: int, shapes: Any) -> Callable[[Any], Any]:

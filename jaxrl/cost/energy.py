@@ -99,7 +99,9 @@ class Energy:
             return None
         return math.fsum(known) if self.is_measured else two_digits(math.fsum(known))
 
-    def columns(self, env_steps: int | None = None, g_per_kwh: float | None = None) -> dict:
+    def columns(
+        self, env_steps: int | None = None, g_per_kwh: float | None = None
+    ) -> dict[str, Any]:
         """Everything as columns of a table, unit and method in sight.
 
         Args:
@@ -124,7 +126,11 @@ class Energy:
             "energy_notes": list(self.notes),
         }
         if g_per_kwh is not None:
-            columns["gCO2e"] = gCO2e(self.J, g_per_kwh)
+            ends = {"gCO2e": self.J, "gCO2e_low": self.low_J, "gCO2e_high": self.high_J}
+            for name, J in ends.items():
+                grams = gCO2e(J, g_per_kwh)
+                estimated = grams is not None and not self.is_measured
+                columns[name] = two_digits(grams) if estimated else grams
             columns["gCO2e_method"] = f"energy_J ({self.method}) x {g_per_kwh:g} g/kWh"
         return columns
 

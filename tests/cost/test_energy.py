@@ -326,7 +326,9 @@ def test_columns_have_units_and_methods():
 
 
 def test_an_estimate_keeps_two_digits_and_its_range():
-    columns = ESTIMATED.columns(env_steps=7_000_000)
+    columns = ESTIMATED.columns(env_steps=7_000_000, g_per_kwh=433.0)
+    assert columns["gCO2e"] == 0.22  # 0.2165
+    assert (columns["gCO2e_low"], columns["gCO2e_high"]) == (0.087, 0.43)
     assert columns["J_per_1M_steps"] == 260.0  # 257.1
     assert (columns["J_per_1M_steps_low"], columns["J_per_1M_steps_high"]) == (100.0, 510.0)
 
