@@ -129,8 +129,9 @@ class Energy:
             ends = {"gCO2e": self.J, "gCO2e_low": self.low_J, "gCO2e_high": self.high_J}
             for name, J in ends.items():
                 grams = gCO2e(J, g_per_kwh)
-                estimated = grams is not None and not self.is_measured
-                columns[name] = two_digits(grams) if estimated else grams
+                if grams is not None and not self.is_measured:
+                    grams = two_digits(grams)
+                columns[name] = grams
             columns["gCO2e_method"] = f"energy_J ({self.method}) x {g_per_kwh:g} g/kWh"
         return columns
 
