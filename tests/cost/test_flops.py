@@ -200,6 +200,78 @@ def test_a_while_loop_is_counted_as_hinted_or_once_with_a_warning():
         count(until, x, w, while_steps=-1)
 
 
+def multiply(x, n):
+    """x, multiplied n times by itself: 64 n MACs."""
+    return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ x), (0, x))[1]
+
+
+def measured_program(name):
+    """(function of x (4, 4), multiplications in one call)."""
+
+    @jax.checkpoint
+    def twice(x, n):
+        return multiply(multiply(x, n), n + 1)
+
+    return {
+        # 0 + 1 + 2 + 3: a mean of 1.5
+        "scan": (lambda x: jax.lax.scan(lambda c, n: (multiply(c, n), n), x, jnp.arange(4)), 6),
+        # three rounds of 0, 1 and 2
+        "while": (
+            lambda x: jax.lax.while_loop(
+                lambda c: c[0] < 3, lambda c: (c[0] + 1, multiply(c[1], c[0])), (0, x)
+            ),
+            3,
+        ),
+        "call": (jax.jit(lambda x: twice(x, 5)), 5 + 6),
+        "branch": (lambda x: jax.lax.cond(x.sum() > 0, lambda x: multiply(x, 7), jnp.sin, x), 7),
+        "other branch": (
+            lambda x: jax.lax.cond(x.sum() < 0, lambda x: multiply(x, 7), jnp.sin, x),
+            0,
+        ),
+        # lanes of 1, 4 and 2: all go on until the last one ends
+        "vmap": (
+            lambda x: jax.vmap(multiply, in_axes=(None, 0))(x, jnp.array([1, 4, 2])),
+            3 * 4,
+        ),
+        "none": (lambda x: x @ x, 1),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["scan", "while", "call", "branch", "other branch", "vmap", "none"]
+)
+def test_loops_are_counted_as_long_as_they_were(name):
+    function, multiplications = measured_program(name)
+    cost = flops.count_measured(function, jnp.ones((4, 4)) / 4)
+    assert cost.macs == 64 * multiplications
+    assert isinstance(cost.flops, int)
+    has_loop = name != "none"
+    assert [("counted as long as" in w) for w in cost.warnings] == [True] * has_loop
+    if not has_loop:
+        assert cost == count(function, jnp.ones((4, 4)))
+
+
+def test_an_environment_with_loops_is_measured_as_it_runs():
+    """A gymnax step inside a scan: random keys, structures and selections pass through."""
+    env, params = gymnax.make("CartPole-v1")
+
+    def walk(key):
+        obs, state = env.reset(key, params)
+
+        def step(carry, key):
+            state, settled = carry
+            obs, state, *_ = env.step(key, state, 1, params)
+            settled = jax.lax.while_loop(lambda x: x < 3.0, lambda x: x + 1.0, settled * 0.0)
+            return (state, settled), obs
+
+        return jax.lax.scan(step, (state, obs[0]), jax.random.split(key, 5))
+
+    cost = flops.count_measured(walk, jax.random.key(0))
+    assert cost.loop_steps == 5 + 5 * 3
+    once = count(walk, jax.random.key(0))
+    assert cost.flops - once.flops == 5 * 2 + 5 * 3  # two more additions, three more comparisons
+
+
 def test_a_branch_counts_as_the_dearest():
     def branch(i, x, w):
         return jax.lax.switch(
