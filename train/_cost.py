@@ -400,7 +400,7 @@ def predict(calibration: dict[str, Any], cost: RunCost, num_seeds: int) -> dict[
         value, errors = fit.predict(**features), fit.errors
         known = "measured times" if target == "seconds" else calibration["energy_method"]
         columns[column] = float(f"{value:.3g}") if target == "seconds" else energy.two_digits(value)
-        columns[f"{column}_error"] = errors.cv_median
+        columns[f"{column}_relative_error"] = errors.cv_median
         columns[f"{column}_method"] = (
             f"predicted from {known} of {errors.num_points} short runs; these predict each other "
             f"to {100 * errors.cv_median:.0f} % in the median, {100 * errors.cv_p90:.0f} % in nine "

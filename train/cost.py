@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -119,8 +120,12 @@ def prepare(argv: list[str]) -> Callable[[], int]:
             f"{train.total_steps:,} steps, not run"
         )
         console.print(_cost.table(columns, title))
-        for warning in columns["flops_warnings"]:
-            console.print(f"note: {warning}", highlight=False)
+        if columns["flops_warnings"]:
+            console.print(
+                f"note: {len(columns['flops_warnings'])} while loops are counted once, as their "
+                "length is known only when they run (docs/cost.md): a lower bound",
+                highlight=False,
+            )
         if columns["flops_not_counted"]:
             console.print(
                 f"not counted: {', '.join(columns['flops_not_counted'])}", highlight=False
@@ -133,11 +138,23 @@ def prepare(argv: list[str]) -> Callable[[], int]:
                 "this run is not known",
                 highlight=False,
             )
+        if result is not None and other_machine(result["machine"]):
+            console.print(
+                "note: the calibration is of another machine: time and energy here are not known",
+                highlight=False,
+            )
         if known.json is not None:
             known.json.write_text(json.dumps(columns, indent=1) + "\n")
         return 0
 
     return run
+
+
+def other_machine(calibrated: dict[str, Any]) -> bool:
+    """Whether a calibration is of other devices than those of this process."""
+    from train._run import machine
+
+    return any(calibrated[name] != machine()[name] for name in ("backend", "devices", "cpu_count"))
 
 
 if __name__ == "__main__":

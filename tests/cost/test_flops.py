@@ -202,7 +202,7 @@ def test_a_while_loop_is_counted_as_hinted_or_once_with_a_warning():
 
 def multiply(x, n):
     """x, multiplied n times by itself: 64 n MACs."""
-    return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ x), (0, x))[1]
+    return jax.lax.while_loop(lambda c: c[0] != n, lambda c: (c[0] + 1, c[1] @ x), (0, x))[1]
 
 
 def measured_program(name):

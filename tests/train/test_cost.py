@@ -127,13 +127,18 @@ def test_a_calibration_predicts_what_was_planted(tmp_path, monkeypatch, capsys):
     expected = 1e-9 * 2 * 4 * run.update.flops + 2e-6 * 2048 + 3e-5 * 4 * run.update.loop_steps
     assert columns["predicted_s"] == pytest.approx(expected, rel=5e-3)  # three digits
     assert columns["predicted_J"] == pytest.approx(25 * expected, rel=5e-2)  # two
-    assert columns["predicted_s_error"] < 1e-6
+    assert columns["predicted_s_relative_error"] < 1e-6
     assert "predicted from estimated (test) of 8 short runs" in columns["predicted_J_method"]
     assert "time [s]" in capsys.readouterr().out
     # of another environment its error is not known
     argv = ["--env", "Pendulum-v1", "--calibration", str(path)]
     assert cost.main(argv) == 0
     assert "the calibration is of ppo on CartPole-v1" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    content["machine"]["devices"] = ["a GPU"]
+    path.write_text(json.dumps(content))
+    assert cost.main([*ARGV, "--calibration", str(path)]) == 0
+    assert "the calibration is of another machine" in capsys.readouterr().out
     path.write_text("{}")
     assert cost.main([*ARGV, "--calibration", str(path)]) == 2
 
