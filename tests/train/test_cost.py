@@ -1,12 +1,16 @@
 """The cost of runs: counted before, measured after, predicted in between."""
 
+import contextlib
+import importlib
 import json
+import warnings
 from typing import Any
 
 import gymnax
 import numpy as np
 import pytest
 
+from jaxrl import agents
 from jaxrl.agents import ppo
 from jaxrl.cost.energy import Energy, Reading
 from jaxrl.sinks import Chunk
@@ -67,6 +71,27 @@ def test_the_environment_is_counted_step_by_step():
     assert more_envs.columns()["flops_environment"] == pytest.approx(
         a.columns()["flops_environment"], rel=0.02
     )
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+def test_every_agent_can_be_counted(name):
+    """On the first of two environments that it takes: what `train` and `train.cost` rely on."""
+    agent = importlib.import_module(f"jaxrl.agents.{name}")
+    config = agent.Config()
+    for env_id in ("CartPole-v1", "Pendulum-v1"):
+        env, params = gymnax.make(env_id)
+        with contextlib.suppress(ValueError):
+            agent.check_config(config, env, params)
+            break
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of rounded steps
+        train = agent.make_train(config, env, params)
+    columns = _cost.count_run(agent, config, env, params, train).columns()
+    parts = [columns[f"flops_{part}"] for part in ("network", "environment", "other")]
+    assert min(parts) > 0
+    assert columns["flops"] == sum(parts)
+    assert columns["parameters"] >= columns["policy_parameters"] > 0
+    assert 0 < columns["flops_per_action"] < columns["flops_per_update"]
 
 
 def test_loop_steps_are_those_that_wait_for_each_other():
