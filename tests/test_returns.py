@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.returns import gae
+from jaxrl.returns import gae, n_step
 
 NO = jnp.zeros(3, bool)
 
@@ -63,3 +63,14 @@ def test_gae_equals_a_loop_on_random_data():
         *map(jnp.asarray, (reward, value, next_value, terminated, truncated)), gamma, lam
     )
     np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_n_step_by_hand():
+    reward = jnp.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [4.0, 4.0, 4.0]])
+    terminated = jnp.array([[False] * 3, [False, True, False], [False, False, True]])
+    truncated = jnp.array([[False, False, True], [False, True, False], [False] * 3])
+    total, discount, count = n_step(reward, terminated, truncated, 0.5)
+    # nothing ends: 1 + 1 + 1; both flags at step 1: 1 + 1, terminated wins; cut at step 0: 1
+    np.testing.assert_allclose(total, [3.0, 2.0, 1.0])
+    np.testing.assert_allclose(discount, [0.125, 0.0, 0.5])
+    np.testing.assert_array_equal(count, [3, 2, 1])

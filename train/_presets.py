@@ -112,7 +112,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "dqn": DQN,
     "q_learning": Q_LEARNING,
 }
-DEFAULT_ENVS = {"q_learning": "MarsRover-v0"}  # of the agents that cannot take the scripts' own
+DEFAULT_ENVS = {
+    "dqn": "CartPole-v1",
+    "q_learning": "MarsRover-v0",
+}  # of the agents that cannot take the scripts' own
 
 
 def find(agent: str, env_id: str) -> Preset:
