@@ -179,36 +179,59 @@ def make_train(
         obs, next_obs = see(state.obs_stats, batch.obs), see(state.obs_stats, batch.next_obs)
         return replace(batch, obs=obs, next_obs=next_obs)
 
-    def learn(state: TrainState, key: jax.Array, progress: jax.Array):
-        """Take the gradient steps of one round: (learner, priorities), metrics of each step."""
+    def learn_uniform(state: TrainState, key: jax.Array, num_gradient_steps: jax.Array):
+        """Take the gradient steps of one round: learner, and metrics summed over them."""
         key_draw, key_learn = jax.random.split(key)
         keys = jax.random.split(key_learn, config.num_gradient_steps)
-        if priority is None:  # nothing is written meanwhile: draw all batches at once
+        weight = jnp.ones(config.batch_size)
+
+        def one(learner, inputs):
+            batch, key = inputs
+            learner, metrics, _ = agent.learn(learner, batch, weight, key)
+            return learner, metrics
+
+        def learn():
+            # nothing is written meanwhile: draw all batches at once
             shape = (config.num_gradient_steps, config.batch_size)
             batches = batch_at(state, replay.draw(state.replay, key_draw, shape))
-            weight = jnp.ones(config.batch_size)
-
-            def one(learner, inputs):
-                batch, key = inputs
-                learner, metrics, _ = agent.learn(learner, batch, weight, key)
-                return learner, metrics
-
             learner, metrics = jax.lax.scan(one, state.learner, (batches, keys))
-            return (learner, None), metrics
+            return learner, jax.tree.map(lambda x: x.sum(0), metrics)
 
+        _, shapes = jax.eval_shape(learn)
+
+        def wait():
+            return state.learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        # only the learner passes through the cond: under vmap it may become a select
+        learner, metrics = jax.lax.cond(num_gradient_steps > 0, learn, wait)
+        return replace(state, learner=learner), metrics
+
+    def learn_by_priority(
+        state: TrainState, key: jax.Array, num_gradient_steps: jax.Array, progress: jax.Array
+    ):
+        """Do the same, where each gradient step changes the priorities for the next."""
+        assert priority is not None
         alpha, beta = priority.alpha, priority.beta + (1.0 - priority.beta) * progress
+        keys = jax.random.split(key, (config.num_gradient_steps, 2))
         count = state.replay.size * config.num_envs
 
-        def one_by_priority(carry, inputs):
-            learner, priorities = carry
-            key_draw, key = inputs
-            place, weight = prioritized.draw(priorities, count, key_draw, config.batch_size, beta)
-            learner, metrics, td_error = agent.learn(learner, batch_at(state, place), weight, key)
-            priorities = prioritized.update(priorities, place, td_error, alpha)
-            return (learner, priorities), metrics
+        def one(learner, priorities, keys):
+            place, weight = prioritized.draw(priorities, count, keys[0], config.batch_size, beta)
+            learner, metrics, error = agent.learn(learner, batch_at(state, place), weight, keys[1])
+            return learner, prioritized.update(priorities, place, error, alpha), metrics
 
-        draws = jax.random.split(key_draw, config.num_gradient_steps)
-        return jax.lax.scan(one_by_priority, (state.learner, state.priorities), (draws, keys))
+        def body(i, carry):
+            learner, priorities, total = carry
+            learner, priorities, metrics = one(learner, priorities, keys[i])
+            return learner, priorities, jax.tree.map(jnp.add, total, metrics)
+
+        shapes = jax.eval_shape(one, state.learner, state.priorities, keys[0])[2]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # a loop of 0 or more steps, not a cond: under vmap that would become a select of the tree
+        learner, priorities, metrics = jax.lax.fori_loop(
+            0, num_gradient_steps, body, (state.learner, state.priorities, zeros)
+        )
+        return replace(state, learner=learner, priorities=priorities), metrics
 
     def one_round(state: TrainState, inputs: tuple[jax.Array, jax.Array]):
         """Collect, then learn."""
@@ -229,32 +252,24 @@ def make_train(
             state = replace(state, obs_stats=normalize.update(state.obs_stats, transitions.obs))
 
         stored = env_steps + steps_per_round
-        learnt = jax.eval_shape(learn, state, key_learn, jnp.float32(0))
-
-        def wait():
-            """Return what is there, and metrics of 0."""
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), learnt[1])
-            return (state.learner, state.priorities), zeros
-
         starts = stored >= config.learning_starts
-        # only learner and priorities pass the cond: under vmap it may become a select
-        (learner, priorities), metrics = jax.lax.cond(
-            starts, lambda: learn(state, key_learn, stored / total_steps), wait
-        )
-        state = replace(state, learner=learner, priorities=priorities)
-        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
         num_gradient_steps = jnp.where(starts, config.num_gradient_steps, 0)
+        if priority is None:
+            state, metrics = learn_uniform(state, key_learn, num_gradient_steps)
+        else:
+            progress = stored / total_steps
+            state, metrics = learn_by_priority(state, key_learn, num_gradient_steps, progress)
         return state, (metrics, num_gradient_steps, jax.tree.map(lambda x: x.sum(0), ended))
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
         key, key_rounds = jax.random.split(state.key)
         first = state.num_updates * num_rounds
         rounds = (first + jnp.arange(num_rounds), jax.random.split(key_rounds, num_rounds))
-        state, (metrics, num_gradient_steps, ended) = jax.lax.scan(one_round, state, rounds)
-        learnt = jnp.maximum((num_gradient_steps > 0).sum(), 1)
-        metrics = jax.tree.map(lambda x: x.sum(0) / learnt, metrics)
-        metrics["num_gradient_steps"] = num_gradient_steps.sum().astype(jnp.float32)
-        metrics.update(jax.tree.map(lambda x: x.sum(0), ended).metrics())
+        state, sums = jax.lax.scan(one_round, state, rounds)
+        metrics, num_gradient_steps, ended = jax.tree.map(lambda x: x.sum(0), sums)
+        metrics = jax.tree.map(lambda x: x / jnp.maximum(num_gradient_steps, 1), metrics)
+        metrics["num_gradient_steps"] = num_gradient_steps.astype(jnp.float32)
+        metrics.update(ended.metrics())
         return replace(state, key=key, num_updates=state.num_updates + 1), metrics
 
     return Train(init, update, num_updates, steps_per_update)

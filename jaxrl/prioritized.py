@@ -22,20 +22,21 @@ class Priorities:
     """A priority for each place of a `Replay`."""
 
     tree: jax.Array  # (2 * leaves,) p^alpha at leaves + place; node i sums nodes 2 i and 2 i + 1
+    total: jax.Array  # () the sum of all: tree[1]
     maximum: jax.Array  # () the largest p^alpha so far: what a new transition gets
 
 
 def init(buffer: Replay) -> Priorities:
     """Return the priorities of an empty buffer: all 0."""
     leaves = 2 ** math.ceil(math.log2(max(2, buffer.capacity * buffer.num_envs)))
-    return Priorities(jnp.zeros(2 * leaves), jnp.ones(()))
+    return Priorities(jnp.zeros(2 * leaves), jnp.zeros(()), jnp.ones(()))
 
 
 def add(priorities: Priorities, buffer: Replay, num_steps: int) -> Priorities:
     """Give what is about to be added the largest priority so far; `buffer` before `replay.add`."""
     place = next_places(buffer, num_steps).reshape(-1)
     value = jnp.broadcast_to(priorities.maximum, place.shape)
-    return Priorities(_set(priorities.tree, place, value), priorities.maximum)
+    return Priorities(*_set(priorities.tree, place, value), priorities.maximum)
 
 
 def draw(
@@ -59,7 +60,7 @@ def draw(
     """
     tree, leaves = priorities.tree, priorities.tree.shape[0] // 2
     slices = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
-    left = slices * tree[1]  # of the sum: what is still to be passed over
+    left = slices * priorities.total  # of the sum: what is still to be passed over
     node = jnp.ones(batch_size, jnp.int32)
     for _ in range(leaves.bit_length() - 1):
         below, beside = tree[2 * node], tree[2 * node + 1]
@@ -67,7 +68,7 @@ def draw(
         right = (left >= below) & (beside > 0.0)
         left = jnp.where(right, left - below, left)
         node = 2 * node + right
-    probability = tree[node] / tree[1]
+    probability = tree[node] / priorities.total
     weight = (count.astype(jnp.float32) * probability) ** -jnp.float32(beta)
     return node - leaves, weight / weight.max()
 
@@ -77,17 +78,19 @@ def update(
 ) -> Priorities:
     """Set the priorities of a sampled batch from its TD errors (batch,)."""
     value = (jnp.abs(td_error) + EPSILON) ** alpha
-    return Priorities(
-        tree=_set(priorities.tree, place, value),
-        maximum=jnp.maximum(priorities.maximum, value.max()),
-    )
+    maximum = jnp.maximum(priorities.maximum, value.max())
+    return Priorities(*_set(priorities.tree, place, value), maximum)
 
 
-def _set(tree: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
-    """Set leaves, then the sums above them; of equal places one value wins, and the sums fit it."""
+def _set(tree: jax.Array, place: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Set leaves, then the sums above them: tree, total.
+
+    Of equal places one value wins, and the sums fit it.
+    """
     node = tree.shape[0] // 2 + place
     tree = tree.at[node].set(value)
     for _ in range((tree.shape[0] // 2).bit_length() - 1):
         node = node // 2
-        tree = tree.at[node].set(tree[2 * node] + tree[2 * node + 1])
-    return tree
+        value = tree[2 * node] + tree[2 * node + 1]
+        tree = tree.at[node].set(value)
+    return tree, value[0]

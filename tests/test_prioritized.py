@@ -43,7 +43,7 @@ def test_every_node_is_the_sum_of_its_two():
 
 
 def test_draws_follow_the_priorities_to_alpha():
-    buffer, priorities = filled()
+    _, priorities = filled()
     error = jnp.array([1.0, 2.0, 3.0, 4.0, 0.0, 6.0])
     priorities = prioritized.update(priorities, jnp.arange(6), error, 0.5)
     place, _ = prioritized.draw(priorities, jnp.int32(6), jax.random.key(0), 20_000, 1.0)

@@ -1,4 +1,4 @@
-"""The replay buffer: what is kept, what is drawn, n-step reading, and that it is written in place."""
+"""The replay buffer: what is kept and drawn, n-step reading, and that it is written in place."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxrl.types import Transition
 
 def steps(first, count, num_envs=2, terminated=(), truncated=(), dtype=jnp.float32):
     """Transitions (count, num_envs): env e at time t has obs 10 t + e, reward t, next_obs + 100."""
-    t = jnp.arange(first, first + count)
+    t = first + jnp.arange(count)
     label = (10 * t[:, None] + jnp.arange(num_envs)[None, :]).astype(dtype)
 
     def flags(times):
@@ -135,6 +135,6 @@ def test_adding_inside_a_scan_is_in_place(num_steps):
         return jax.lax.scan(body, buffer, jnp.arange(10))
 
     memory = jax.jit(run, donate_argnums=0).lower(buffer).compile().memory_analysis()
-    size = replay.num_bytes(jax.tree.map(lambda x: x[0], buffer.data), 100_000)
+    size = 100_000 * 4 * 18  # obs, action, reward, two flags, next_obs: 4 + 4 + 4 + 2 + 4 bytes
     assert memory.alias_size_in_bytes >= size  # what goes in comes out
     assert memory.temp_size_in_bytes < 0.01 * size  # and is never copied
