@@ -60,13 +60,18 @@ class Settings(Protocol):
 class TrainState:
     """Everything that changes during training: saving it is a checkpoint."""
 
-    learner: Any  # the agent's: params, targets, optimisers
+    learner: Any  # the agent's: `params`, targets, optimisers
     obs_stats: RunningStats | None
     replay: Replay
     priorities: Priorities | None
     actors: rollout.Actors
     key: jax.Array
     num_updates: jax.Array  # () int32
+
+    @property
+    def params(self) -> Any:
+        """What is trained, targets apart."""
+        return self.learner.params
 
 
 @dataclass(frozen=True)
@@ -272,4 +277,5 @@ def make_train(
         metrics.update(ended.metrics())
         return replace(state, key=key, num_updates=state.num_updates + 1), metrics
 
+    jax.eval_shape(init, jax.random.key(0))  # refuses a buffer that cannot fit
     return Train(init, update, num_updates, steps_per_update)

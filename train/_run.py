@@ -39,6 +39,7 @@ from rich.console import Console
 import jaxrl
 from jaxrl import policy, sinks, spaces
 from jaxrl.cost.energy import EnergyMeter
+from jaxrl.replay import device_memory
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
 from train import _cli, _cost, _report
@@ -112,6 +113,7 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
     train = agent.make_train(config, setup.env, setup.params)
+    check_memory(train, options.num_seeds)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -121,6 +123,17 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     )
     run = Run(agent, options, config, setup, train, folder, command)
     return lambda: execute(run)
+
+
+def check_memory(train: Train[Any], num_seeds: int) -> None:
+    """Raise ValueError if the states of all seeds cannot fit into the device's memory."""
+    state = jax.tree.leaves(jax.eval_shape(train.init, jax.random.key(0)))
+    asked, available = num_seeds * sum(x.size * x.dtype.itemsize for x in state), device_memory()
+    if available is not None and asked > available:
+        raise ValueError(
+            f"num_seeds = {num_seeds}: the states of so many seeds ask for {asked:,} bytes, but the "
+            f"device has {available:,}: lower num_seeds, or the size of the buffer if there is one"
+        )
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:

@@ -78,6 +78,11 @@ class TrainState:
     key: jax.Array
     num_updates: jax.Array  # () int32
 
+    @property
+    def params(self) -> jax.Array:
+        """What is trained."""
+        return self.q
+
 
 def next_value(
     method: str, next_q: jax.Array, next_action: jax.Array, epsilon: float | jax.Array

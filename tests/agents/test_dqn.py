@@ -283,11 +283,8 @@ def test_a_saved_policy_acts_as_before(tmp_path):
     ],
 )
 def test_bad_settings_are_refused_in_words(change, words):
-    def start():
-        jax.eval_shape(cartpole(SMALL.replace(**change)).init, jax.random.key(0))
-
     with pytest.raises(ValueError, match=words):
-        start()
+        cartpole(SMALL.replace(**change))
 
 
 def test_real_actions_are_refused_in_words():

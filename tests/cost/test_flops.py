@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrl.agents import ppo
+from jaxrl.agents import dqn, ppo
 from jaxrl.cost import flops
 from jaxrl.cost.flops import count
 
@@ -490,9 +490,31 @@ def ppo_run(env_id, obs, outputs):
     return ppo.make_train(config, *gymnax.make(env_id)), macs
 
 
+def dqn_run(double):
+    """(train, expected MACs): acting, and in a gradient step the values that the target needs."""
+    config = dqn.Config(
+        total_steps=3 * 8 * 16,
+        num_envs=8,
+        num_steps=16,
+        train_every=2,
+        num_gradient_steps=3,
+        batch_size=20,
+        buffer_size=100,
+        learning_starts=0,
+        double=double,
+        hidden=(24, 12),
+    )
+    q, first = macs_of(4, 24, 12, 2)
+    learning = 3 * q - first + (2 if double else 1) * q  # and Q', with Q of the next observation
+    macs = 3 * 8 * 16 * q + 3 * 8 * 3 * 20 * learning
+    return dqn.make_train(config, *gymnax.make("CartPole-v1")), macs
+
+
 RUNS = {
     "ppo, discrete": lambda: ppo_run("CartPole-v1", 4, 2),
     "ppo, real": lambda: ppo_run("Pendulum-v1", 3, 1),
+    "dqn": lambda: dqn_run(double=False),
+    "dqn, double": lambda: dqn_run(double=True),
 }
 
 
