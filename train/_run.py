@@ -131,8 +131,8 @@ def check_memory(train: Train[Any], num_seeds: int) -> None:
     asked, available = num_seeds * sum(x.size * x.dtype.itemsize for x in state), device_memory()
     if available is not None and asked > available:
         raise ValueError(
-            f"num_seeds = {num_seeds}: the states of so many seeds ask for {asked:,} bytes, but the "
-            f"device has {available:,}: lower num_seeds, or the size of the buffer if there is one"
+            f"num_seeds = {num_seeds}: the states of so many seeds ask for {asked:,} bytes, but "
+            f"the device has {available:,}: lower num_seeds, or buffer_size if there is one"
         )
 
 

@@ -52,6 +52,10 @@ def test_a_run_fills_its_folder_and_its_policy_plays(tmp_path, capsys):
         (["--train-every", "3"], "error: train_every = 3 must divide num_steps = 8"),
         (["--loss", "l1"], "error: loss = 'l1' must be one of 'huber', 'squared'"),
         (
+            ["--num-seeds", "20000", "--buffer-size", "1e6"],
+            "error: num_seeds = 20000: the states of so many seeds ask for",
+        ),
+        (
             ["--buffer-size", "1e15"],
             "error: buffer_size = 1000000000000000 transitions of 42 bytes",
         ),
