@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
     command, *rest = argv or ["help"]
     commands = {
         "train": lambda: run("python", "-m", "train.ppo", *rest),
-        "test": lambda: run("python", "-m", "pytest", *rest),
+        # two files at a time; -n 0 runs them one by one
+        "test": lambda: run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *rest),
         "check": check,
         "setup": lambda: 0,
         "run": lambda: run(*rest) if rest else fail("run needs a command"),

@@ -234,9 +234,9 @@ def main(options: Options) -> None:
     for name, floor in floors.items():
         run_s = rows[f"jaxrl, {name}'s settings"]["run_s"]
         print(
-            f"{name}'s settings: {floor['flops_network'] / 1e9:.0f} GFLOP in matrix products, which "
-            f"alone take {floor['floor_s']:.2f} s at {floor['flops_per_s_product'] / 1e9:.0f} "
-            f"GFLOP/s: {floor['floor_s'] / run_s:.0%} of the run"
+            f"{name}'s settings: {floor['flops_network'] / 1e9:.0f} GFLOP in matrix products, "
+            f"which alone take {floor['floor_s']:.2f} s, {floor['floor_s'] / run_s:.0%} of it, at "
+            f"{floor['flops_per_s_product'] / 1e9:.0f} GFLOP/s"
         )
     if options.json:
         result = {
