@@ -140,9 +140,11 @@ def epsilon(config: Config, env_steps: jax.Array, total_steps: int) -> jax.Array
 
 def epsilon_greedy(q: jax.Array, key: jax.Array, epsilon: float | jax.Array) -> jax.Array:
     """Draw actions (*batch,) int32: the best of q (*batch, num_actions), or any with `epsilon`."""
-    key_random, key_action = jax.random.split(key)
-    random = jax.random.randint(key_action, q.shape[:-1], 0, q.shape[-1])
-    is_random = jax.random.uniform(key_random, q.shape[:-1]) < epsilon
+    # one draw u for both: where u < epsilon, u / epsilon is uniform again
+    u = jax.random.uniform(key, q.shape[:-1])
+    is_random = u < epsilon
+    u = jnp.where(is_random, u / jnp.maximum(epsilon, 1e-6), 0.0)
+    random = jnp.minimum((u * q.shape[-1]).astype(jnp.int32), q.shape[-1] - 1)
     return jnp.where(is_random, random, q.argmax(-1).astype(jnp.int32))
 
 
@@ -264,12 +266,15 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         rate = config.learning_rate * left
         params = jax.tree.map(lambda p, u: p - rate * u, learner.params, updates)
         num_gradient_steps = learner.num_gradient_steps + 1
-        target_params = optax.incremental_update(params, learner.target_params, config.tau)
-        if config.target_every > 1:
+
+        def move():
+            return optax.incremental_update(params, learner.target_params, config.tau)
+
+        if config.target_every == 1:
+            target_params = move()
+        else:
             due = num_gradient_steps % config.target_every == 0
-            target_params = jax.tree.map(
-                lambda new, old: jnp.where(due, new, old), target_params, learner.target_params
-            )
+            target_params = jax.lax.cond(due, move, lambda: learner.target_params)
         metrics: Metrics = {
             "loss": value,
             "q": chosen.mean(),
