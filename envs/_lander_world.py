@@ -1,0 +1,573 @@
+"""One step of Box2D's world for a lander over its terrain.
+
+Conventions and units as in `_rigid_body`. The order of things is that of `b2World::Step` of
+Box2D 2.3 (Erin Catto, https://box2d.org, zlib licence), which the environment inherits bug for bug:
+contacts are found at the poses of before the step; velocities get the forces, then 180 sweeps of
+sequential impulses that do not converge; poses are integrated, then corrected; bodies fall asleep;
+at last continuous collision moves a leg that went through the ground back, without its joint.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _contacts, _rigid_body
+from ._contacts import (
+    HULL_VERTICES,
+    LEG_VERTICES,
+    ContactImpulse,
+    Edge,
+    Manifold,
+    correct_contact,
+    solve_contact,
+)
+from ._rigid_body import (
+    DT,
+    HULL_INV_INERTIA,
+    HULL_INV_MASS,
+    LINEAR_SLOP,
+    JointImpulse,
+    Pose,
+    Velocity,
+    both,
+    leg,
+)
+
+Array = Any
+
+NUM_EDGES = 10
+EDGE_WIDTH = np.float32(2.0)  # [m]
+SLEEP_STEPS = 25  # slow steps in a row: 0.5 s
+FAT = np.float32(0.1)  # [m] added to the boxes of the broad phase
+POLYGON_RADIUS = np.float32(0.01)
+EDGE_FAT = np.float32(0.11)
+
+
+class Pairs(NamedTuple):
+    """The ground under each leg: two edges at most, newest first; (slot, leg, ...) each.
+
+    edge: index 0 to 9, -1 for none. key, valid, impulse: of the points, (point, slot, leg, ...).
+    """
+
+    edge: Array  # int32
+    touching: Array  # bool
+    key: Array  # int32
+    valid: Array  # bool
+    impulse: ContactImpulse
+
+
+class World(NamedTuple):
+    """The state of the physics; box: (4, leg, ...), the fat box x0, y0, x1, y1 of each leg."""
+
+    hull: Pose
+    leg: Pose
+    hull_velocity: Velocity
+    leg_velocity: Velocity
+    joint: JointImpulse  # (leg, ...)
+    pairs: Pairs
+    box: Array
+    slow_steps: Array  # int32, in a row
+    flag: Array  # (leg, ...) bool: what the contact listener believes
+    game_over: Array  # bool, the hull has touched the ground
+    awake: Array  # bool
+
+
+class Solver(NamedTuple):
+    """How often things are repeated: Box2D as Gymnasium calls it, or less."""
+
+    velocity_sweeps: int = 180
+    position_sweeps: int = 60
+    impacts: int = 8  # continuous collisions of a leg in one step
+
+
+EXACT = Solver()
+
+
+def edge_at(terrain: Array, index: Array) -> Edge:
+    """Edges by their indices (slot, leg, ...), terrain (11, ...) heights [m]. Any edge for -1."""
+    y1 = y2 = None
+    for i in range(NUM_EDGES):
+        low = jnp.broadcast_to(terrain[i], index.shape)
+        high = jnp.broadcast_to(terrain[i + 1], index.shape)
+        y1 = low if y1 is None else jnp.where(index == i, low, y1)
+        y2 = high if y2 is None else jnp.where(index == i, high, y2)
+    x1 = jnp.maximum(index, 0).astype(jnp.float32) * EDGE_WIDTH
+    return Edge(x1, y1, x1 + EDGE_WIDTH, y2)
+
+
+def no_pairs(shape: tuple[int, ...]) -> Pairs:
+    """Of legs in the air; shape: that of the trailing axes."""
+    zero = jnp.zeros((2, 2, 2, *shape), jnp.float32)
+    return Pairs(
+        edge=jnp.full((2, 2, *shape), -1, jnp.int32),
+        touching=jnp.zeros((2, 2, *shape), bool),
+        key=jnp.zeros((2, 2, 2, *shape), jnp.int32),
+        valid=jnp.zeros((2, 2, 2, *shape), bool),
+        impulse=ContactImpulse(zero, zero),
+    )
+
+
+def _slots(pose: Pose) -> Pose:
+    return jax.tree.map(lambda a: jnp.stack([a, a]), pose)
+
+
+def _keep(condition: Array, pairs: Pairs) -> Pairs:
+    """Forget all about pairs that do not fulfil the condition (slot, leg, ...)."""
+    return Pairs(
+        edge=jnp.where(condition, pairs.edge, -1),
+        touching=pairs.touching & condition,
+        key=pairs.key,
+        valid=pairs.valid & condition[None],
+        impulse=jax.tree.map(lambda a: jnp.where(condition[None], a, 0.0), pairs.impulse),
+    )
+
+
+def _exchange(condition: Array, pairs: Pairs) -> Pairs:
+    """Exchange the slots where the condition (leg, ...) holds."""
+
+    def of_pairs(a):
+        return jnp.where(condition[None], a[::-1], a)
+
+    def of_points(a):
+        return jnp.where(condition[None, None], a[:, ::-1], a)
+
+    return Pairs(
+        edge=of_pairs(pairs.edge),
+        touching=of_pairs(pairs.touching),
+        key=of_points(pairs.key),
+        valid=of_points(pairs.valid),
+        impulse=jax.tree.map(of_points, pairs.impulse),
+    )
+
+
+_OF_POINTS = {"qx", "qy", "key", "valid", "rx", "ry", "normal_mass", "tangent_mass"}
+
+
+def _slot(quantity: Any, s: int) -> Any:
+    """One slot's part of a `Manifold` or `Contact` of all pairs."""
+    return quantity._replace(
+        **{
+            name: leaf[:, s] if name in _OF_POINTS else leaf[s]
+            for name, leaf in quantity._asdict().items()
+        }
+    )
+
+
+def _boxes(pose: Pose) -> tuple[Array, Array, Array, Array]:
+    """Bounding box of each leg at a pose."""
+    sin, cos = jnp.abs(jnp.sin(pose.a)), jnp.abs(jnp.cos(pose.a))
+    x, y = float(LEG_VERTICES[2, 0]), float(LEG_VERTICES[2, 1])
+    dx = cos * x + sin * y + POLYGON_RADIUS
+    dy = sin * x + cos * y + POLYGON_RADIUS
+    return pose.x - dx, pose.y - dy, pose.x + dx, pose.y + dy
+
+
+def grow_boxes(box: Array, start: Pose, end: Pose) -> tuple[Array, Array]:
+    """Boxes of the broad phase after a motion, and which legs (leg, ...) have got a new one."""
+    ax0, ay0, ax1, ay1 = _boxes(start)
+    bx0, by0, bx1, by1 = _boxes(end)
+    x0, y0 = jnp.minimum(ax0, bx0), jnp.minimum(ay0, by0)
+    x1, y1 = jnp.maximum(ax1, bx1), jnp.maximum(ay1, by1)
+    moved = (x0 < box[0]) | (y0 < box[1]) | (x1 > box[2]) | (y1 > box[3])
+    dx, dy = 2.0 * (end.x - start.x), 2.0 * (end.y - start.y)
+    new = jnp.stack(
+        [
+            x0 - FAT + jnp.minimum(dx, 0.0),
+            y0 - FAT + jnp.minimum(dy, 0.0),
+            x1 + FAT + jnp.maximum(dx, 0.0),
+            y1 + FAT + jnp.maximum(dy, 0.0),
+        ]
+    )
+    return jnp.where(moved[None], new, box), moved
+
+
+def overlaps(box: Array, terrain: Array, index: Array) -> Array:
+    """Whether fat boxes (4, leg, ...) overlap those of edges index (slot, leg, ...), bool."""
+    edge = edge_at(terrain, index)
+    x_apart = (box[0][None] > edge.x2 + EDGE_FAT) | (box[2][None] < edge.x1 - EDGE_FAT)
+    y_apart = (box[1][None] > jnp.maximum(edge.y1, edge.y2) + EDGE_FAT) | (
+        box[3][None] < jnp.minimum(edge.y1, edge.y2) - EDGE_FAT
+    )
+    return ~x_apart & ~y_apart & (index >= 0) & (index < NUM_EDGES)
+
+
+def edges_below(box: Array) -> Array:
+    """The (at most) two edges (2, leg, ...) int32 within the width of each box; -1: outside."""
+    low = jnp.floor((box[0] - EDGE_FAT) / EDGE_WIDTH).astype(jnp.int32)
+    high = jnp.floor((box[2] + EDGE_FAT) / EDGE_WIDTH).astype(jnp.int32)
+    index = jnp.stack([low, jnp.where(high > low, low + 1, -1)])
+    return jnp.where((index >= 0) & (index < NUM_EDGES), index, -1)
+
+
+def find_pairs(pairs: Pairs, box: Array, moved: Array, terrain: Array) -> Pairs:
+    """Add the edges that moved legs have come near to; the higher index counts as newer."""
+    index = edges_below(box)
+    near = overlaps(box, terrain, index) & moved[None]
+    for i in (0, 1):
+        edge = index[i]
+        known = (pairs.edge[0] == edge) | (pairs.edge[1] == edge)
+        new = near[i] & ~known
+        # make room in front: what is there moves back, unless there is nothing
+        pairs = _exchange(new & (pairs.edge[0] >= 0), pairs)
+        here = jnp.stack([~new, jnp.ones_like(new)])
+        pairs = _keep(here, pairs)
+        pairs = pairs._replace(edge=jnp.stack([jnp.where(new, edge, pairs.edge[0]), pairs.edge[1]]))
+    return pairs
+
+
+def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tuple[Pairs, Array]:
+    """New manifolds of the wanted pairs (slot, leg, ...), and the flags (leg, ...) after the
+    listener has heard of them, newest pair first.
+    """
+    valid = manifold.valid & wanted[None]
+    impulse = _contacts.inherit(
+        manifold._replace(valid=valid), pairs.key, pairs.valid, pairs.impulse
+    )
+    touching = valid[0]
+    for slot in (0, 1):
+        begins = wanted[slot] & touching[slot] & ~pairs.touching[slot]
+        ends = wanted[slot] & ~touching[slot] & pairs.touching[slot]
+        flag = (flag | begins) & ~ends
+    w = wanted[None]
+    return (
+        Pairs(
+            edge=pairs.edge,
+            touching=jnp.where(wanted, touching, pairs.touching),
+            key=jnp.where(w, manifold.key, pairs.key),
+            valid=jnp.where(w, valid, pairs.valid),
+            impulse=jax.tree.map(lambda a, b: jnp.where(w, a, b), impulse, pairs.impulse),
+        ),
+        flag,
+    )
+
+
+def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impulse, num_sweeps):
+    """All velocity sweeps. Per leg: velocities, joints; per slot: contacts (leg, ...)."""
+
+    def sweep(_, carry):
+        hull, legs, joint_impulse, contact_impulse = carry
+        legs = list(legs)
+        joint_impulse = list(joint_impulse)
+        for j in (1, 0):  # the newest body's joint first
+            old = joint_impulse[j]
+            new = _rigid_body.solve_joint(joints[j], hull, legs[j], old, j)
+            new = jax.lax.optimization_barrier(new)
+            turn = (new.motor - old.motor) + (new.limit - old.limit)
+            hull, legs[j] = _rigid_body.apply_joint(
+                joints[j], hull, legs[j], new.x - old.x, new.y - old.y, turn
+            )
+            hull, legs[j] = jax.lax.optimization_barrier((hull, legs[j]))
+            joint_impulse[j] = new
+        stacked = jax.lax.optimization_barrier(both(*legs))
+        stacked, contact_impulse = _contact_sweep(contacts, stacked, contact_impulse)
+        legs = (leg(stacked, 0), leg(stacked, 1))
+        return hull, legs, tuple(joint_impulse), contact_impulse
+
+    carry = hull, tuple(legs), tuple(joint_impulse), tuple(contact_impulse)
+    return jax.lax.fori_loop(0, num_sweeps, sweep, carry)
+
+
+def _contact_sweep(contacts, velocity, impulse):
+    """One velocity sweep over the contacts of both legs, slot after slot."""
+    new_impulse = []
+    for contact, old in zip(contacts, impulse, strict=True):
+        new = jax.lax.optimization_barrier(solve_contact(contact, velocity, old))
+        velocity = _contacts.apply_contact(
+            contact, velocity, new.normal - old.normal, new.tangent - old.tangent
+        )
+        velocity = jax.lax.optimization_barrier(velocity)
+        new_impulse.append(new)
+    return velocity, tuple(new_impulse)
+
+
+def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
+    """Correct poses until all errors are small, at most num_sweeps times, each scene for itself.
+
+    Returns hull, legs, and whether the errors were small in the end.
+    """
+
+    def is_running(carry):
+        count, _, _, done = carry
+        return (count < num_sweeps) & ~jnp.all(done)
+
+    def sweep(carry):
+        count, hull, legs, done = carry
+        new_legs = legs
+        fine = jnp.ones_like(done)
+        for manifold in manifolds:
+            new_legs, least = correct_contact(manifold, new_legs, np.float32(0.2))
+            fine = fine & jnp.all(least >= -3.0 * LINEAR_SLOP, axis=0)
+            new_legs = jax.lax.optimization_barrier(new_legs)
+        new_hull, single = hull, [leg(new_legs, 0), leg(new_legs, 1)]
+        for j in (1, 0):
+            new_hull, single[j], ok = _rigid_body.correct_joint(new_hull, single[j], at[j], j)
+            fine = fine & ok
+            new_hull, single[j] = jax.lax.optimization_barrier((new_hull, single[j]))
+        new_legs = both(*single)
+        hull = jax.tree.map(lambda a, b: jnp.where(done, a, b), hull, new_hull)
+        legs = jax.tree.map(lambda a, b: jnp.where(done[None], a, b), legs, new_legs)
+        return count + 1, hull, legs, done | fine
+
+    done = jnp.zeros(hull.x.shape, bool)
+    _, hull, legs, done = jax.lax.while_loop(is_running, sweep, (jnp.int32(0), hull, legs, done))
+    return hull, legs, done
+
+
+def _impacts(world, start, terrain, solver):
+    """Continuous collision of the legs, from poses start (leg, ...) to those of the world.
+
+    A leg that comes too close to the ground on its way is put where that happens; there it is
+    pushed out and its velocity is corrected, by its contacts alone; then it does what is left of
+    the step. The joint hears of it in the next step.
+    """
+    vertices = LEG_VERTICES
+
+    def needs(world, start, disabled):
+        """Pairs (slot, leg, ...) that need a closer look: close to the ground at the end."""
+        poses = _slots(world.leg)
+        edge = edge_at(terrain, world.pairs.edge)
+        near = _contacts.closest(edge, poses, vertices).distance <= _contacts.TOI_TARGET
+        return near & (world.pairs.edge >= 0) & ~disabled & world.awake[None, None]
+
+    def is_running(carry):
+        count, _, _, _, _, wanted = carry
+        return (count < solver.impacts) & jnp.any(wanted)
+
+    def collide_once(carry):
+        count, world, start, alpha0, disabled, wanted = carry
+        pairs = world.pairs
+        edge = edge_at(terrain, pairs.edge)
+        t, hit = _contacts.time_of_impact(
+            edge, _slots(start), _slots(world.leg), vertices, wanted
+        )
+        alpha = jnp.where(hit, alpha0[None] + (1.0 - alpha0[None]) * t, 1.0)
+        happens = hit & (alpha < 1.0 - 10.0 * np.finfo(np.float32).eps)
+        first_is_0 = ~(alpha[1] < alpha[0])  # among equals the newer
+        happens_leg = happens[0] | happens[1]
+        alpha = jnp.minimum(alpha[0], alpha[1])
+        beta = (alpha - alpha0) / (1.0 - alpha0)
+        pose = jax.tree.map(lambda a, b: a + beta * (b - a), start, world.leg)
+        pose = jax.lax.optimization_barrier(pose)
+        is_first = jnp.stack([first_is_0, ~first_is_0]) & happens_leg[None]
+
+        manifold = _contacts.collide(edge, _slots(pose), vertices)
+        manifold = jax.lax.optimization_barrier(manifold)
+        first_touches = jnp.where(first_is_0, manifold.valid[0, 0], manifold.valid[0, 1])
+        exists = pairs.edge >= 0
+        others = ~is_first & happens_leg[None] & first_touches[None] & exists
+        # the pair that hit is heard of first, then the other
+        pairs, flag = _update(pairs, manifold, is_first, world.flag)
+        pairs, flag = _update(pairs, manifold, others, flag)
+        disabled = (disabled & ~others) | (is_first & ~first_touches[None])
+        active = happens_leg & first_touches
+        in_island = (is_first | others) & active[None]
+        manifold = manifold._replace(valid=manifold.valid & in_island[None])
+
+        # the pair that hit comes first
+        slots = [_slot(manifold, 0), _slot(manifold, 1)]
+        swap = ~first_is_0
+
+        def ordered(a, b):
+            extra = a.ndim - swap.ndim
+            c = swap.reshape((1,) * extra + swap.shape)
+            return jnp.where(c, b, a), jnp.where(c, a, b)
+
+        split = [ordered(a, b) for a, b in zip(*slots, strict=True)]
+        slots = [Manifold(*[s[0] for s in split]), Manifold(*[s[1] for s in split])]
+
+        def is_deep(carry):
+            count, _, done = carry
+            return (count < 20) & ~jnp.all(done)
+
+        def push_out(carry):
+            count, pose, done = carry
+            new, fine = pose, jnp.ones_like(done)
+            for m in slots:
+                new, least = correct_contact(m, new, np.float32(0.75))
+                fine = fine & (least >= -1.5 * LINEAR_SLOP)
+                new = jax.lax.optimization_barrier(new)
+            pose = jax.tree.map(lambda a, b: jnp.where(done, a, b), pose, new)
+            return count + 1, pose, done | fine
+
+        _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
+        contacts = [_contacts.make_contact(m, pose) for m in slots]
+        contacts = jax.lax.optimization_barrier(contacts)
+        zero = jnp.zeros((2, *pose.x.shape), jnp.float32)
+        impulse = (ContactImpulse(zero, zero), ContactImpulse(zero, zero))
+
+        def is_unsettled(carry):
+            count, _, _, settled = carry
+            return (count < solver.velocity_sweeps) & ~settled
+
+        def settle(carry):
+            count, velocity, impulse, _ = carry
+            velocity, new = _contact_sweep(contacts, velocity, impulse)
+            same = [jnp.all(a == b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(impulse), strict=True)]
+            return count + 1, velocity, new, jnp.all(jnp.stack(same))
+
+        _, velocity, _, _ = jax.lax.while_loop(
+            is_unsettled, settle, (jnp.int32(0), world.leg_velocity, impulse, jnp.bool_(False))
+        )
+        end, velocity = _rigid_body.move(pose, velocity, (1.0 - alpha) * DT)
+        end, velocity, new_start = jax.tree.map(
+            lambda new, old: jnp.where(active, new, old),
+            (end, velocity, pose),
+            (world.leg, world.leg_velocity, start),
+        )
+        box, moved = grow_boxes(world.box, new_start, end)
+        moved = moved & active
+        box = jnp.where(active[None], box, world.box)
+        pairs = find_pairs(pairs, box, moved, terrain)
+        alpha0 = jnp.where(active, alpha, alpha0)
+        world = world._replace(
+            leg=end, leg_velocity=velocity, pairs=pairs, flag=flag, box=box
+        )
+        world, start = jax.lax.optimization_barrier((world, new_start))
+        again = (active | happens_leg)[None] & needs(world, start, disabled)
+        return count + 1, world, start, alpha0, disabled, again
+
+    alpha0 = jnp.zeros_like(world.leg.x)
+    disabled = jnp.zeros(world.pairs.edge.shape, bool)
+    carry = (jnp.int32(0), world, start, alpha0, disabled, needs(world, start, disabled))
+    return jax.lax.while_loop(is_running, collide_once, carry)[1]
+
+
+def full_step(
+    world: World,
+    terrain: Array,
+    gravity: Array,
+    force_x: Array,
+    force_y: Array,
+    torque: Array,
+    solver: Solver = EXACT,
+) -> World:
+    """One step of 0.02 s, whatever the lander touches.
+
+    terrain: heights (11, ...) [m] at x = 0, 2, ..., 20; gravity (...) [m/s^2], negative: downward;
+    force (...) [N] and torque [N m] on the hull.
+    """
+    # contacts at the poses of before the step
+    wanted = world.pairs.edge >= 0
+    alive = overlaps(world.box, terrain, world.pairs.edge)
+    pairs, flag = world.pairs, world.flag
+    edge = edge_at(terrain, pairs.edge)
+    manifold = _contacts.collide(edge, _slots(world.leg), LEG_VERTICES)
+    manifold = jax.lax.optimization_barrier(manifold)
+    # a pair whose boxes are apart is dropped, in its turn: as if it touched no more
+    manifold = manifold._replace(valid=manifold.valid & alive[None])
+    pairs, flag = _update(pairs, manifold, wanted, flag)
+    gone = wanted & ~alive
+    pairs = _keep(~gone, pairs)
+    keep_order = ~(gone[0] & (pairs.edge[1] >= 0))
+    slots = [_slot(manifold, 0), _slot(manifold, 1)]
+    slots = [
+        m._replace(valid=m.valid & (wanted & alive)[s][None]) for s, m in enumerate(slots)
+    ]
+    hull_edges = _hull_edges(world.hull, terrain)
+    hull_touches = _contacts.collide(hull_edges, _pair_of(world.hull), HULL_VERTICES).valid[0]
+    game_over = world.game_over | hull_touches[0] | hull_touches[1]
+
+    # velocities
+    hull_velocity = Velocity(
+        world.hull_velocity.x + DT * (HULL_INV_MASS * force_x),
+        world.hull_velocity.y + DT * (gravity + HULL_INV_MASS * force_y),
+        world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
+    )
+    legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
+    contacts = tuple(
+        jax.lax.optimization_barrier(_contacts.make_contact(m, world.leg)) for m in slots
+    )
+    impulses = [
+        ContactImpulse(pairs.impulse.normal[:, s], pairs.impulse.tangent[:, s]) for s in (0, 1)
+    ]
+    for contact, impulse in zip(contacts, impulses, strict=True):
+        solved = contact.tangent_mass > 0.0
+        legs_velocity = _contacts.apply_contact(
+            contact,
+            legs_velocity,
+            jnp.where(solved, impulse.normal, 0.0),
+            jnp.where(solved, impulse.tangent, 0.0),
+        )
+    joints, joint_impulse = [], []
+    legs = [leg(legs_velocity, 0), leg(legs_velocity, 1)]
+    for j in (0, 1):
+        joint = _rigid_body.make_joint(world.hull.a, world.leg.a[j], j)
+        impulse = leg(world.joint, j)
+        impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
+        joints.append(jax.lax.optimization_barrier(joint))
+        joint_impulse.append(impulse)
+    for j in (1, 0):
+        impulse = joint_impulse[j]
+        hull_velocity, legs[j] = _rigid_body.apply_joint(
+            joints[j],
+            hull_velocity,
+            legs[j],
+            impulse.x,
+            impulse.y,
+            impulse.motor + impulse.limit,
+        )
+    hull_velocity, legs = jax.lax.optimization_barrier((hull_velocity, legs))
+    hull_velocity, legs, joint_impulse, impulses = _velocity_sweeps(
+        hull_velocity, legs, joints, joint_impulse, contacts, impulses, solver.velocity_sweeps
+    )
+    pairs = pairs._replace(
+        impulse=ContactImpulse(
+            jnp.stack([impulses[0].normal, impulses[1].normal], axis=1),
+            jnp.stack([impulses[0].tangent, impulses[1].tangent], axis=1),
+        )
+    )
+
+    # poses
+    hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
+    legs_pose, legs_velocity = _rigid_body.move(world.leg, both(*legs), DT)
+    at = jnp.stack([joints[0].at, joints[1].at])
+    hull, legs_pose, corrected = _position_sweeps(
+        hull, legs_pose, slots, at, solver.position_sweeps
+    )
+
+    # sleep
+    slow = _rigid_body.is_slow(legs_velocity)
+    slow = slow[0] & slow[1] & _rigid_body.is_slow(hull_velocity)
+    slow_steps = jnp.where(slow, world.slow_steps + 1, 0)
+    awake = ~((slow_steps >= SLEEP_STEPS) & corrected)
+    hull_velocity = jax.tree.map(lambda a: jnp.where(awake, a, 0.0), hull_velocity)
+    legs_velocity = jax.tree.map(lambda a: jnp.where(awake[None], a, 0.0), legs_velocity)
+
+    # new pairs; first close the gap that a dropped one has left
+    pairs = _exchange(~keep_order, pairs)
+    box, moved = grow_boxes(world.box, world.leg, legs_pose)
+    pairs = find_pairs(pairs, box, moved, terrain)
+    start = world.leg
+    world = World(
+        hull=hull,
+        leg=legs_pose,
+        hull_velocity=hull_velocity,
+        leg_velocity=legs_velocity,
+        joint=both(*joint_impulse),
+        pairs=pairs,
+        box=box,
+        slow_steps=slow_steps,
+        flag=flag,
+        game_over=game_over,
+        awake=awake,
+    )
+    world = jax.lax.optimization_barrier(world)
+    world = _impacts(world, start, terrain, solver)
+    hull_edges = _hull_edges(world.hull, terrain)
+    hits = _contacts.is_hit(hull_edges, _pair_of(world.hull), HULL_VERTICES)
+    return world._replace(game_over=world.game_over | ((hits[0] | hits[1]) & world.awake))
+
+
+def _pair_of(pose: Pose) -> Pose:
+    return jax.tree.map(lambda a: jnp.stack([a, a]), pose)
+
+
+def _hull_edges(pose: Pose, terrain: Array) -> Edge:
+    """The two edges under the ends of the hull."""
+    reach = np.float32(0.75)  # [m] from the centre of mass to any vertex, and some
+    low = jnp.floor((pose.x - reach) / EDGE_WIDTH).astype(jnp.int32)
+    high = jnp.floor((pose.x + reach) / EDGE_WIDTH).astype(jnp.int32)
+    index = jnp.clip(jnp.stack([low, high]), 0, NUM_EDGES - 1)
+    return edge_at(terrain, index)
