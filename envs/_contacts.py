@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._rigid_body import LEG_INV_INERTIA, LEG_INV_MASS, LINEAR_SLOP, Pose, Velocity
+from ._rigid_body import (
+    LEG_INV_INERTIA,
+    LEG_INV_MASS,
+    LINEAR_SLOP,
+    Pose,
+    Velocity,
+    barrier,
+    stack,
+)
 
 Array = Any
 
@@ -96,23 +104,39 @@ class ContactImpulse(NamedTuple):
     tangent: Array
 
 
-def _select(index: Array, values: list[Array]) -> Array:
-    """values[index], elementwise, without a gather."""
+def _select(index: Array, values: Array) -> Array:
+    """values[index] (n, ...) -> (...), without a gather."""
     chosen = values[0]
     for i in range(1, len(values)):
         chosen = jnp.where(index == i, values[i], chosen)
     return chosen
 
 
+def _largest(values: Array) -> tuple[Array, Array]:
+    """The largest of values (n, ...) and the index of the first that is as large."""
+    best, index = values[0], jnp.zeros(values.shape[1:], jnp.int32)
+    for i in range(1, len(values)):
+        better = values[i] > best
+        best = jnp.where(better, values[i], best)
+        index = jnp.where(better, i, index)
+    return best, index
+
+
+def _corners(points: np.ndarray, pose: Pose, *, rotate: bool = False) -> tuple[Array, Array]:
+    """Points (n, 2) of a polygon's frame in the world, x and y (n, ...); rotate: directions."""
+    shape = (len(points),) + (1,) * pose.a.ndim
+    x, y = (jnp.asarray(points[:, i]).reshape(shape) for i in (0, 1))
+    sin, cos = jnp.sin(pose.a)[None], jnp.cos(pose.a)[None]
+    wx, wy = cos * x - sin * y, sin * x + cos * y
+    return (wx, wy) if rotate else (wx + pose.x[None], wy + pose.y[None])
+
+
 def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     """The manifold of an edge and a polygon (vertices (n, 2) about its centre of mass)."""
-    sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
-    vx = [cos * x - sin * y + pose.x for x, y in vertices]
-    vy = [sin * x + cos * y + pose.y for x, y in vertices]
     outward = normals(vertices)
-    nx = [cos * x - sin * y for x, y in outward]
-    ny = [sin * x + cos * y for x, y in outward]
-
+    sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
+    vx, vy = _corners(vertices, pose)
+    nx, ny = _corners(outward, pose, rotate=True)
     ex, ey = edge.x2 - edge.x1, edge.y2 - edge.y1
     length = jnp.sqrt(ex * ex + ey * ey)
     ex, ey = ex / length, ey / length
@@ -120,33 +144,27 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     is_front = ey * (pose.x - edge.x1) - ex * (pose.y - edge.y1) >= 0.0
     sign = jnp.where(is_front, 1.0, -1.0).astype(jnp.float32)
     enx, eny = sign * ey, -sign * ex
+    vx, vy, nx, ny, enx, eny = barrier((vx, vy, nx, ny, enx, eny))
 
-    from_edge = [enx * (x - edge.x1) + eny * (y - edge.y1) for x, y in zip(vx, vy, strict=True)]
-    edge_separation = jnp.stack(from_edge).min(axis=0)
-    from_face = []
-    for i in range(len(vertices)):
-        s1 = nx[i] * (edge.x1 - vx[i]) + ny[i] * (edge.y1 - vy[i])
-        s2 = nx[i] * (edge.x2 - vx[i]) + ny[i] * (edge.y2 - vy[i])
-        from_face.append(jnp.minimum(s1, s2))
-    face_separation, face_index = from_face[0], jnp.zeros_like(from_face[0], dtype=jnp.int32)
-    for i in range(1, len(vertices)):
-        better = from_face[i] > face_separation
-        face_separation = jnp.where(better, from_face[i], face_separation)
-        face_index = jnp.where(better, i, face_index)
+    x1, y1, x2, y2 = (a[None] for a in edge)
+    edge_separation = (enx[None] * (vx - x1) + eny[None] * (vy - y1)).min(axis=0)
+    from_face = jnp.minimum(
+        nx * (x1 - vx) + ny * (y1 - vy), nx * (x2 - vx) + ny * (y2 - vy)
+    )
+    # the face of the polygon that looks most against the edge
+    against = -(enx[None] * nx + eny[None] * ny)
+    from_face, against = barrier((from_face, against))
+    face_separation, face_index = _largest(from_face)
+    _, incident = _largest(against)
     near = (edge_separation <= SKIN) & (face_separation <= SKIN)
     face = face_separation > np.float32(0.98) * edge_separation + np.float32(0.001)
-
-    # the face of the polygon that looks most against the edge
-    against, incident = enx * nx[0] + eny * ny[0], jnp.zeros_like(face_index)
-    for i in range(1, len(vertices)):
-        value = enx * nx[i] + eny * ny[i]
-        better = value < against
-        against = jnp.where(better, value, against)
-        incident = jnp.where(better, i, incident)
 
     i1 = jnp.where(face, face_index, incident)
     i2 = jnp.where(i1 + 1 < len(vertices), i1 + 1, 0)
     ax, ay, bx, by = _select(i1, vx), _select(i1, vy), _select(i2, vx), _select(i2, vy)
+    i1, i2, ax, ay, bx, by, face, near = barrier(
+        (i1, i2, ax, ay, bx, by, face, near)
+    )
     e1x = jnp.where(is_front, edge.x1, edge.x2)  # reference end points
     e1y = jnp.where(is_front, edge.y1, edge.y2)
     e2x = jnp.where(is_front, edge.x2, edge.x1)
@@ -190,11 +208,18 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
         return first, second, ok
 
     sx, sy = ref_ny, -ref_nx
+    px, py, qx, qy, sx, sy = barrier((px, py, qx, qy, sx, sy))
     (px, py, p_key, pb), (qx, qy, q_key, qb), ok1 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, sx, sy, sx * r1x + sy * r1y, r1
     )
+    px, py, p_key, pb, qx, qy, q_key, qb, ok1 = barrier(
+        (px, py, p_key, pb, qx, qy, q_key, qb, ok1)
+    )
     (px, py, p_key, _), (qx, qy, q_key, _), ok2 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, -sx, -sy, -sx * r2x - sy * r2y, r2
+    )
+    px, py, p_key, qx, qy, q_key, ok2 = barrier(
+        (px, py, p_key, qx, qy, q_key, ok2)
     )
     ok = near & ok1 & ok2
     p_sep = ref_nx * (px - r1x) + ref_ny * (py - r1y)
@@ -215,10 +240,8 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     qlx, qly = to_polygon(qx, qy)
     px, py = jnp.where(face, px, plx), jnp.where(face, py, ply)
     qx, qy = jnp.where(face, qx, qlx), jnp.where(face, qy, qly)
-    local_nx = _select(i1, [jnp.full_like(ex, x) for x in outward[:, 0]])
-    local_ny = _select(i1, [jnp.full_like(ex, y) for y in outward[:, 1]])
-    local_px = _select(i1, [jnp.full_like(ex, x) for x in vertices[:, 0]])
-    local_py = _select(i1, [jnp.full_like(ex, y) for y in vertices[:, 1]])
+    constants = np.concatenate([outward, vertices], axis=1).T.reshape(4, -1, *[1] * face.ndim)
+    local_nx, local_ny, local_px, local_py = (_select(i1, jnp.asarray(c)) for c in constants)
     return Manifold(
         face=face,
         nx=jnp.where(face, local_nx, enx),
@@ -226,10 +249,10 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
         px=jnp.where(face, local_px, e1x),
         py=jnp.where(face, local_py, e1y),
         # the second point moves up if the first is too far
-        qx=jnp.stack([jnp.where(p_valid, px, qx), qx]),
-        qy=jnp.stack([jnp.where(p_valid, py, qy), qy]),
-        key=jnp.stack([jnp.where(p_valid, p_key, q_key), q_key]),
-        valid=jnp.stack([p_valid | q_valid, p_valid & q_valid]),
+        qx=stack(jnp.where(p_valid, px, qx), qx),
+        qy=stack(jnp.where(p_valid, py, qy), qy),
+        key=stack(jnp.where(p_valid, p_key, q_key), q_key),
+        valid=stack(p_valid | q_valid, p_valid & q_valid),
     )
 
 
@@ -282,7 +305,7 @@ def make_contact(manifold: Manifold, pose: Pose) -> Contact:
     det = k[0] * k[1] - k12 * k12
     is_good = k[0] * k[0] < 1000.0 * det
     is_block = manifold.valid[1] & is_good
-    valid = jnp.stack([manifold.valid[0], is_block])
+    valid = stack(manifold.valid[0], is_block)
     inv_det = jnp.where(is_block, 1.0 / jnp.where(is_good, det, 1.0), 0.0)
     return Contact(
         nx=nx,
@@ -356,7 +379,7 @@ def solve_contact(contact: Contact, velocity: Velocity, impulse: ContactImpulse)
     )
     n0 = jnp.where(contact.is_block, n0, single)
     n1 = jnp.where(contact.is_block, n1, a1)
-    return ContactImpulse(jnp.stack([n0, n1]), jnp.stack(tangents))
+    return ContactImpulse(stack(n0, n1), jnp.stack(tangents))
 
 
 def correct_contact(manifold: Manifold, pose: Pose, factor: Array) -> tuple[Pose, Array]:
@@ -402,66 +425,66 @@ class Closest(NamedTuple):
 
 def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     """Distance of an edge and a polygon, and its separating axis."""
-    n = len(vertices)
-    sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
-    vx = [cos * x - sin * y + pose.x for x, y in vertices]
-    vy = [sin * x + cos * y + pose.y for x, y in vertices]
+    n, ndim = len(vertices), pose.a.ndim
     outward = normals(vertices)
+    along = np.linalg.norm(np.roll(vertices, -1, axis=0) - vertices, axis=1)
+    vx, vy = _corners(vertices, pose)
     ex, ey = edge.x2 - edge.x1, edge.y2 - edge.y1
-    ee = ex * ex + ey * ey
-    length = jnp.sqrt(ee)
-    enx, eny = ey / length, -ex / length
+    length = jnp.sqrt(ex * ex + ey * ey)
+    ex, ey = ex / length, ey / length
+    enx, eny = ey, -ex
+    vx, vy, length, ex, ey = barrier((vx, vy, length, ex, ey))
 
-    best = jnp.full_like(pose.x, np.inf)
-    zero = jnp.zeros_like(pose.x)
-    found = (jnp.zeros_like(pose.x, dtype=jnp.int32), zero, zero, zero, zero)
+    # corners of the polygon against the edge, on both sides of it
+    dx1, dy1 = vx - edge.x1[None], vy - edge.y1[None]
+    dx2, dy2 = vx - edge.x2[None], vy - edge.y2[None]
+    t, height = dx1 * ex[None] + dy1 * ey[None], dx1 * ey[None] - dy1 * ex[None]
+    inside = (t > 0.0) & (t < length[None])
+    front = jnp.where(inside & (height >= 0.0), height, np.inf).min(axis=0)
+    back = jnp.where(inside & (height < 0.0), -height, np.inf).min(axis=0)
+    lowest, highest = height.min(axis=0), height.max(axis=0)
+    # corners against the ends of the edge
+    dx, dy = barrier((jnp.concatenate([dx1, dx2]), jnp.concatenate([dy1, dy2])))
+    squared = barrier(dx * dx + dy * dy)
+    negative, index = _largest(-squared)
+    corner = jnp.sqrt(jnp.maximum(-negative, 1e-24))
+    dx, dy = _select(index, dx) / corner, _select(index, dy) / corner
+    # ends of the edge against the faces of the polygon, in its frame
+    sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
+    constants = np.concatenate(
+        [outward, vertices, 0.5 * (vertices + np.roll(vertices, -1, axis=0)), along[:, None]], axis=1
+    )
+    constants = constants.astype(np.float32).T.reshape(7, n, *[1] * ndim)
+    nx, ny, x, y, mx, my, most = (jnp.asarray(c) for c in constants)
+    face_distance, heights = [], []
+    for end_x, end_y in ((edge.x1, edge.y1), (edge.x2, edge.y2)):
+        lx, ly = end_x - pose.x, end_y - pose.y
+        lx, ly = (cos * lx + sin * ly)[None] - x, (cos * ly - sin * lx)[None] - y
+        h = nx * lx + ny * ly
+        t = nx * ly - ny * lx
+        heights.append(h)
+        face_distance.append(jnp.where((t > 0.0) & (t < most) & (h > 0.0), h, np.inf))
+    of_face, index = _largest(-jnp.minimum(*face_distance))
+    of_face = -of_face
+    gap = jnp.minimum(*heights).max(axis=0)
+    gap = jnp.maximum(gap, jnp.maximum(lowest, -highest))
 
-    def offer(best, found, squared, candidate):
-        better = squared < best
-        best = jnp.where(better, squared, best)
-        return best, tuple(
-            jnp.where(better, new, old) for new, old in zip(candidate, found, strict=True)
-        )
+    of_edge = jnp.minimum(front, back)
+    distance = jnp.minimum(jnp.minimum(of_edge, corner), of_face)
+    kind = jnp.where(distance == of_edge, 1, jnp.where(distance == of_face, 2, 0))
+    sign = jnp.where(front <= back, 1.0, -1.0)
 
-    for i in range(n):  # vertices of the polygon against the edge
-        dx, dy = vx[i] - edge.x1, vy[i] - edge.y1
-        t = (dx * ex + dy * ey) / ee
-        height = dx * enx + dy * eny
-        inside = (t > 0.0) & (t < 1.0)
-        sign = jnp.where(height < 0.0, -1.0, 1.0)
-        squared = jnp.where(inside, height * height, np.inf)
-        axis = (1, sign * enx, sign * eny, 0.5 * (edge.x1 + edge.x2), 0.5 * (edge.y1 + edge.y2))
-        best, found = offer(best, found, squared, axis)
-        for x, y in ((edge.x1, edge.y1), (edge.x2, edge.y2)):
-            dx, dy = vx[i] - x, vy[i] - y
-            squared = dx * dx + dy * dy
-            inverse = 1.0 / jnp.sqrt(jnp.maximum(squared, 1e-24))
-            best, found = offer(
-                best, found, squared, (0, dx * inverse, dy * inverse, zero, zero)
-            )
-    gaps = []
-    for i in range(n):  # faces of the polygon against the ends of the edge
-        (x1, y1), (x2, y2) = vertices[i], vertices[(i + 1) % n]
-        onx, ony = float(outward[i, 0]), float(outward[i, 1])
-        face_length = float(np.hypot(x2 - x1, y2 - y1))
-        lows = []
-        for x, y in ((edge.x1, edge.y1), (edge.x2, edge.y2)):
-            lx, ly = x - pose.x, y - pose.y
-            lx, ly = cos * lx + sin * ly, cos * ly - sin * lx
-            height = onx * (lx - x1) + ony * (ly - y1)
-            t = -ony * (lx - x1) + onx * (ly - y1)
-            inside = (t > 0.0) & (t < face_length) & (height > 0.0)
-            squared = jnp.where(inside, height * height, np.inf)
-            middle = (0.5 * (x1 + x2), 0.5 * (y1 + y2))
-            best, found = offer(best, found, squared, (2, onx, ony, *middle))
-            lows.append(height)
-        gaps.append(jnp.minimum(*lows))
-    heights = [enx * (x - edge.x1) + eny * (y - edge.y1) for x, y in zip(vx, vy, strict=True)]
-    heights = jnp.stack(heights)
-    gap = jnp.stack([*gaps, heights.min(axis=0), (-heights).min(axis=0)]).max(axis=0)
-    distance = jnp.where(gap <= 0.0, 0.0, jnp.sqrt(best))
-    kind, nx, ny, px, py = found
-    return Closest(distance, kind, nx, ny, px, py)
+    def by_kind(points, of_edge, of_face):
+        return jnp.where(kind == 1, of_edge, jnp.where(kind == 2, of_face, points))
+
+    return Closest(
+        distance=jnp.where(gap <= 0.0, 0.0, distance),
+        kind=kind,
+        nx=by_kind(dx, sign * enx, _select(index, nx)),
+        ny=by_kind(dy, sign * eny, _select(index, ny)),
+        px=by_kind(0.0, 0.5 * (edge.x1 + edge.x2), _select(index, mx)),
+        py=by_kind(0.0, 0.5 * (edge.y1 + edge.y2), _select(index, my)),
+    )
 
 
 def is_hit(edge: Edge, pose: Pose, vertices: np.ndarray) -> Array:

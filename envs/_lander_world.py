@@ -31,8 +31,10 @@ from ._rigid_body import (
     JointImpulse,
     Pose,
     Velocity,
+    barrier,
     both,
     leg,
+    stack,
 )
 
 Array = Any
@@ -110,7 +112,7 @@ def no_pairs(shape: tuple[int, ...]) -> Pairs:
 
 
 def _slots(pose: Pose) -> Pose:
-    return jax.tree.map(lambda a: jnp.stack([a, a]), pose)
+    return jax.tree.map(lambda a: stack(a, a), pose)
 
 
 def _keep(condition: Array, pairs: Pairs) -> Pairs:
@@ -197,7 +199,7 @@ def edges_below(box: Array) -> Array:
     """The (at most) two edges (2, leg, ...) int32 within the width of each box; -1: outside."""
     low = jnp.floor((box[0] - EDGE_FAT) / EDGE_WIDTH).astype(jnp.int32)
     high = jnp.floor((box[2] + EDGE_FAT) / EDGE_WIDTH).astype(jnp.int32)
-    index = jnp.stack([low, jnp.where(high > low, low + 1, -1)])
+    index = stack(low, jnp.where(high > low, low + 1, -1))
     return jnp.where((index >= 0) & (index < NUM_EDGES), index, -1)
 
 
@@ -211,9 +213,10 @@ def find_pairs(pairs: Pairs, box: Array, moved: Array, terrain: Array) -> Pairs:
         new = near[i] & ~known
         # make room in front: what is there moves back, unless there is nothing
         pairs = _exchange(new & (pairs.edge[0] >= 0), pairs)
-        here = jnp.stack([~new, jnp.ones_like(new)])
+        here = stack(~new, jnp.ones_like(new))
         pairs = _keep(here, pairs)
-        pairs = pairs._replace(edge=jnp.stack([jnp.where(new, edge, pairs.edge[0]), pairs.edge[1]]))
+        pairs = pairs._replace(edge=stack(jnp.where(new, edge, pairs.edge[0]), pairs.edge[1]))
+        pairs = barrier(pairs)
     return pairs
 
 
@@ -231,7 +234,7 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
         ends = wanted[slot] & ~touching[slot] & pairs.touching[slot]
         flag = (flag | begins) & ~ends
     w = wanted[None]
-    return (
+    return barrier((
         Pairs(
             edge=pairs.edge,
             touching=jnp.where(wanted, touching, pairs.touching),
@@ -240,7 +243,7 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
             impulse=jax.tree.map(lambda a, b: jnp.where(w, a, b), impulse, pairs.impulse),
         ),
         flag,
-    )
+    ))
 
 
 def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impulse, num_sweeps):
@@ -253,14 +256,14 @@ def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impuls
         for j in (1, 0):  # the newest body's joint first
             old = joint_impulse[j]
             new = _rigid_body.solve_joint(joints[j], hull, legs[j], old, j)
-            new = jax.lax.optimization_barrier(new)
+            new = barrier(new)
             turn = (new.motor - old.motor) + (new.limit - old.limit)
             hull, legs[j] = _rigid_body.apply_joint(
                 joints[j], hull, legs[j], new.x - old.x, new.y - old.y, turn
             )
-            hull, legs[j] = jax.lax.optimization_barrier((hull, legs[j]))
+            hull, legs[j] = barrier((hull, legs[j]))
             joint_impulse[j] = new
-        stacked = jax.lax.optimization_barrier(both(*legs))
+        stacked = barrier(both(*legs))
         stacked, contact_impulse = _contact_sweep(contacts, stacked, contact_impulse)
         legs = (leg(stacked, 0), leg(stacked, 1))
         return hull, legs, tuple(joint_impulse), contact_impulse
@@ -273,11 +276,11 @@ def _contact_sweep(contacts, velocity, impulse):
     """One velocity sweep over the contacts of both legs, slot after slot."""
     new_impulse = []
     for contact, old in zip(contacts, impulse, strict=True):
-        new = jax.lax.optimization_barrier(solve_contact(contact, velocity, old))
+        new = barrier(solve_contact(contact, velocity, old))
         velocity = _contacts.apply_contact(
             contact, velocity, new.normal - old.normal, new.tangent - old.tangent
         )
-        velocity = jax.lax.optimization_barrier(velocity)
+        velocity = barrier(velocity)
         new_impulse.append(new)
     return velocity, tuple(new_impulse)
 
@@ -299,12 +302,12 @@ def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
         for manifold in manifolds:
             new_legs, least = correct_contact(manifold, new_legs, np.float32(0.2))
             fine = fine & jnp.all(least >= -3.0 * LINEAR_SLOP, axis=0)
-            new_legs = jax.lax.optimization_barrier(new_legs)
+            new_legs = barrier(new_legs)
         new_hull, single = hull, [leg(new_legs, 0), leg(new_legs, 1)]
         for j in (1, 0):
             new_hull, single[j], ok = _rigid_body.correct_joint(new_hull, single[j], at[j], j)
             fine = fine & ok
-            new_hull, single[j] = jax.lax.optimization_barrier((new_hull, single[j]))
+            new_hull, single[j] = barrier((new_hull, single[j]))
         new_legs = both(*single)
         hull = jax.tree.map(lambda a, b: jnp.where(done, a, b), hull, new_hull)
         legs = jax.tree.map(lambda a, b: jnp.where(done[None], a, b), legs, new_legs)
@@ -324,20 +327,14 @@ def _impacts(world, start, terrain, solver):
     """
     vertices = LEG_VERTICES
 
-    def needs(world, start, disabled):
-        """Pairs (slot, leg, ...) that need a closer look: close to the ground at the end."""
-        poses = _slots(world.leg)
-        edge = edge_at(terrain, world.pairs.edge)
-        near = _contacts.closest(edge, poses, vertices).distance <= _contacts.TOI_TARGET
-        return near & (world.pairs.edge >= 0) & ~disabled & world.awake[None, None]
-
     def is_running(carry):
-        count, _, _, _, _, wanted = carry
-        return (count < solver.impacts) & jnp.any(wanted)
+        count, _, _, _, _, again = carry
+        return (count < solver.impacts) & jnp.any(again)
 
     def collide_once(carry):
-        count, world, start, alpha0, disabled, wanted = carry
+        count, world, start, alpha0, disabled, again = carry
         pairs = world.pairs
+        wanted = again[None] & (pairs.edge >= 0) & ~disabled
         edge = edge_at(terrain, pairs.edge)
         t, hit = _contacts.time_of_impact(
             edge, _slots(start), _slots(world.leg), vertices, wanted
@@ -349,11 +346,11 @@ def _impacts(world, start, terrain, solver):
         alpha = jnp.minimum(alpha[0], alpha[1])
         beta = (alpha - alpha0) / (1.0 - alpha0)
         pose = jax.tree.map(lambda a, b: a + beta * (b - a), start, world.leg)
-        pose = jax.lax.optimization_barrier(pose)
-        is_first = jnp.stack([first_is_0, ~first_is_0]) & happens_leg[None]
+        pose = barrier(pose)
+        is_first = stack(first_is_0, ~first_is_0) & happens_leg[None]
 
         manifold = _contacts.collide(edge, _slots(pose), vertices)
-        manifold = jax.lax.optimization_barrier(manifold)
+        manifold = barrier(manifold)
         first_touches = jnp.where(first_is_0, manifold.valid[0, 0], manifold.valid[0, 1])
         exists = pairs.edge >= 0
         others = ~is_first & happens_leg[None] & first_touches[None] & exists
@@ -387,13 +384,13 @@ def _impacts(world, start, terrain, solver):
             for m in slots:
                 new, least = correct_contact(m, new, np.float32(0.75))
                 fine = fine & (least >= -1.5 * LINEAR_SLOP)
-                new = jax.lax.optimization_barrier(new)
+                new = barrier(new)
             pose = jax.tree.map(lambda a, b: jnp.where(done, a, b), pose, new)
             return count + 1, pose, done | fine
 
         _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
         contacts = [_contacts.make_contact(m, pose) for m in slots]
-        contacts = jax.lax.optimization_barrier(contacts)
+        contacts = barrier(contacts)
         zero = jnp.zeros((2, *pose.x.shape), jnp.float32)
         impulse = (ContactImpulse(zero, zero), ContactImpulse(zero, zero))
 
@@ -424,13 +421,13 @@ def _impacts(world, start, terrain, solver):
         world = world._replace(
             leg=end, leg_velocity=velocity, pairs=pairs, flag=flag, box=box
         )
-        world, start = jax.lax.optimization_barrier((world, new_start))
-        again = (active | happens_leg)[None] & needs(world, start, disabled)
-        return count + 1, world, start, alpha0, disabled, again
+        world, start = barrier((world, new_start))
+        return count + 1, world, start, alpha0, disabled, happens_leg
 
     alpha0 = jnp.zeros_like(world.leg.x)
     disabled = jnp.zeros(world.pairs.edge.shape, bool)
-    carry = (jnp.int32(0), world, start, alpha0, disabled, needs(world, start, disabled))
+    awake = stack(world.awake, world.awake)
+    carry = (jnp.int32(0), world, start, alpha0, disabled, awake)
     return jax.lax.while_loop(is_running, collide_once, carry)[1]
 
 
@@ -454,7 +451,7 @@ def full_step(
     pairs, flag = world.pairs, world.flag
     edge = edge_at(terrain, pairs.edge)
     manifold = _contacts.collide(edge, _slots(world.leg), LEG_VERTICES)
-    manifold = jax.lax.optimization_barrier(manifold)
+    manifold = barrier(manifold)
     # a pair whose boxes are apart is dropped, in its turn: as if it touched no more
     manifold = manifold._replace(valid=manifold.valid & alive[None])
     pairs, flag = _update(pairs, manifold, wanted, flag)
@@ -477,7 +474,7 @@ def full_step(
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
     contacts = tuple(
-        jax.lax.optimization_barrier(_contacts.make_contact(m, world.leg)) for m in slots
+        barrier(_contacts.make_contact(m, world.leg)) for m in slots
     )
     impulses = [
         ContactImpulse(pairs.impulse.normal[:, s], pairs.impulse.tangent[:, s]) for s in (0, 1)
@@ -496,7 +493,7 @@ def full_step(
         joint = _rigid_body.make_joint(world.hull.a, world.leg.a[j], j)
         impulse = leg(world.joint, j)
         impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
-        joints.append(jax.lax.optimization_barrier(joint))
+        joints.append(barrier(joint))
         joint_impulse.append(impulse)
     for j in (1, 0):
         impulse = joint_impulse[j]
@@ -508,21 +505,21 @@ def full_step(
             impulse.y,
             impulse.motor + impulse.limit,
         )
-    hull_velocity, legs = jax.lax.optimization_barrier((hull_velocity, legs))
+    hull_velocity, legs = barrier((hull_velocity, legs))
     hull_velocity, legs, joint_impulse, impulses = _velocity_sweeps(
         hull_velocity, legs, joints, joint_impulse, contacts, impulses, solver.velocity_sweeps
     )
     pairs = pairs._replace(
         impulse=ContactImpulse(
-            jnp.stack([impulses[0].normal, impulses[1].normal], axis=1),
-            jnp.stack([impulses[0].tangent, impulses[1].tangent], axis=1),
+            barrier(jnp.stack([impulses[0].normal, impulses[1].normal], axis=1)),
+            barrier(jnp.stack([impulses[0].tangent, impulses[1].tangent], axis=1)),
         )
     )
 
     # poses
     hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
     legs_pose, legs_velocity = _rigid_body.move(world.leg, both(*legs), DT)
-    at = jnp.stack([joints[0].at, joints[1].at])
+    at = stack(joints[0].at, joints[1].at)
     hull, legs_pose, corrected = _position_sweeps(
         hull, legs_pose, slots, at, solver.position_sweeps
     )
@@ -553,7 +550,7 @@ def full_step(
         game_over=game_over,
         awake=awake,
     )
-    world = jax.lax.optimization_barrier(world)
+    world = barrier(world)
     world = _impacts(world, start, terrain, solver)
     hull_edges = _hull_edges(world.hull, terrain)
     hits = _contacts.is_hit(hull_edges, _pair_of(world.hull), HULL_VERTICES)
@@ -561,7 +558,7 @@ def full_step(
 
 
 def _pair_of(pose: Pose) -> Pose:
-    return jax.tree.map(lambda a: jnp.stack([a, a]), pose)
+    return jax.tree.map(lambda a: stack(a, a), pose)
 
 
 def _hull_edges(pose: Pose, terrain: Array) -> Edge:
@@ -569,5 +566,5 @@ def _hull_edges(pose: Pose, terrain: Array) -> Edge:
     reach = np.float32(0.75)  # [m] from the centre of mass to any vertex, and some
     low = jnp.floor((pose.x - reach) / EDGE_WIDTH).astype(jnp.int32)
     high = jnp.floor((pose.x + reach) / EDGE_WIDTH).astype(jnp.int32)
-    index = jnp.clip(jnp.stack([low, high]), 0, NUM_EDGES - 1)
+    index = jnp.clip(stack(low, high), 0, NUM_EDGES - 1)
     return edge_at(terrain, index)

@@ -98,6 +98,20 @@ class Joint(NamedTuple):
     at: Array
 
 
+def barrier(quantity: Any) -> Any:
+    """Make XLA compute and store a pytree here.
+
+    Left alone, its CPU compiler fuses what follows with what precedes and computes it anew for each
+    of its uses, at worst exponentially often: minutes of compiling, and a hundred times slower.
+    """
+    return jax.lax.optimization_barrier(quantity)
+
+
+def stack(*parts: Array) -> Array:
+    """Stacked along a new first axis, in memory: fused with others, it would branch per element."""
+    return barrier(jnp.stack(parts))
+
+
 def leg(quantity: Any, j: int) -> Any:
     """One leg's part of a pytree of arrays (2, ...)."""
     return jax.tree.map(lambda leaf: leaf[j], quantity)
@@ -105,7 +119,7 @@ def leg(quantity: Any, j: int) -> Any:
 
 def both(leg0: Any, leg1: Any) -> Any:
     """The inverse of `leg`."""
-    return jax.tree.map(lambda a, b: jnp.stack([a, b]), leg0, leg1)
+    return jax.tree.map(stack, leg0, leg1)
 
 
 def anchors(hull_angle: Array, leg_angle: Array, j: int) -> tuple[Array, Array, Array, Array]:
