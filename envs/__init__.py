@@ -14,11 +14,19 @@ else:
     from gymnax import registration as _registration
 
     from ._tracks import make_tracks as make_tracks
+    from .lunar_lander import LanderEnding as LanderEnding
+    from .lunar_lander import LunarLander as LunarLander
+    from .lunar_lander import LunarLanderContinuous as LunarLanderContinuous
     from .mars_rover import MarsRover as MarsRover
     from .micro_racer import Ending as Ending
     from .micro_racer import MicroRacer as MicroRacer
 
-    ENVIRONMENTS = {"MicroRacer-v0": MicroRacer, "MarsRover-v0": MarsRover}
+    ENVIRONMENTS = {
+        "LunarLander-v3": LunarLander,
+        "LunarLanderContinuous-v3": LunarLanderContinuous,
+        "MarsRover-v0": MarsRover,
+        "MicroRacer-v0": MicroRacer,
+    }
 
     for _env_id, _factory in ENVIRONMENTS.items():
         if _env_id not in _registration.registered_envs:  # also after importlib.reload
