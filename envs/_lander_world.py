@@ -270,15 +270,9 @@ def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impuls
         legs = list(legs)
         joint_impulse = list(joint_impulse)
         for j in (1, 0):  # the newest body's joint first
-            old = joint_impulse[j]
-            new = _rigid_body.solve_joint(joints[j], hull, legs[j], old, j)
-            new = barrier(new)
-            turn = (new.motor - old.motor) + (new.limit - old.limit)
-            hull, legs[j] = _rigid_body.apply_joint(
-                joints[j], hull, legs[j], new.x - old.x, new.y - old.y, turn
+            joint_impulse[j], hull, legs[j] = _rigid_body.solve_joint(
+                joints[j], hull, legs[j], joint_impulse[j], j
             )
-            hull, legs[j] = barrier((hull, legs[j]))
-            joint_impulse[j] = new
         stacked = barrier(both(*legs))
         stacked, contact_impulse = _contact_sweep(contacts, stacked, contact_impulse)
         legs = (leg(stacked, 0), leg(stacked, 1))

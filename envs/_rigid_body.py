@@ -194,34 +194,55 @@ def apply_joint(
 
 def solve_joint(
     joint: Joint, hull: Velocity, leg: Velocity, impulse: JointImpulse, j: int
-) -> JointImpulse:
-    """One sweep over joint j: the accumulated impulses after it.
+) -> tuple[JointImpulse, Velocity, Velocity]:
+    """One sweep over joint j: the accumulated impulses and the velocities after it.
 
     First the motor, clamped to its torque; then the anchor together with the limit, if it is
     reached; if the limit would have to pull, its impulse is taken back and the anchor solved alone.
-    The velocities after the sweep are those of `apply_joint` with the change of the impulses.
+    What is applied is the increment before it is rounded into the sum, as in Box2D: a leg weighs so
+    little that the difference shows.
     """
+    ia, ib = HULL_INV_INERTIA, LEG_INV_INERTIA
     wanted = impulse.motor - MOTOR_MASS * (leg.w - hull.w - MOTOR_SPEED[j])
     motor = jnp.clip(wanted, -MAX_MOTOR_IMPULSE, MAX_MOTOR_IMPULSE)
     turn = motor - impulse.motor
-    hull_w = hull.w - HULL_INV_INERTIA * turn
-    leg_w = leg.w + LEG_INV_INERTIA * turn
+    hull_w = hull.w - ia * turn
+    leg_w = leg.w + ib * turn
     cx = leg.x - leg_w * joint.rby - hull.x + hull_w * joint.ray
     cy = leg.y + leg_w * joint.rbx - hull.y - hull_w * joint.rax
     cw = leg_w - hull_w
     x3 = -(joint.s11 * cx + joint.s12 * cy + joint.s13 * cw)
     y3 = -(joint.s12 * cx + joint.s22 * cy + joint.s23 * cw)
-    limit = impulse.limit - (joint.s13 * cx + joint.s23 * cy + joint.s33 * cw)
-    slack = joint.at * limit <= 0.0  # between the limits: at is 0
+    z3 = -(joint.s13 * cx + joint.s23 * cy + joint.s33 * cw)
+    slack = joint.at * (impulse.limit + z3) <= 0.0  # between the limits: at is 0
     bx, by = impulse.limit * joint.ex - cx, impulse.limit * joint.ey - cy
     x2 = joint.k11 * bx + joint.k12 * by
     y2 = joint.k12 * bx + joint.k22 * by
-    return JointImpulse(
-        motor=motor,
-        x=impulse.x + jnp.where(slack, x2, x3),
-        y=impulse.y + jnp.where(slack, y2, y3),
-        limit=jnp.where(slack, 0.0, limit),
+    change = JointImpulse(
+        motor=turn,
+        x=jnp.where(slack, x2, x3),
+        y=jnp.where(slack, y2, y3),
+        limit=jnp.where(slack, -impulse.limit, z3),
     )
+    change = barrier(change)
+    turn, px, py, limit = change
+    new = JointImpulse(
+        motor=impulse.motor + turn,
+        x=impulse.x + px,
+        y=impulse.y + py,
+        limit=impulse.limit + limit,
+    )
+    hull = Velocity(
+        hull.x - HULL_INV_MASS * px,
+        hull.y - HULL_INV_MASS * py,
+        (hull.w - ia * turn) - ia * (joint.rax * py - joint.ray * px + limit),
+    )
+    leg = Velocity(
+        leg.x + LEG_INV_MASS * px,
+        leg.y + LEG_INV_MASS * py,
+        (leg.w + ib * turn) + ib * (joint.rbx * py - joint.rby * px + limit),
+    )
+    return barrier((new, hull, leg))
 
 
 def move(pose: Pose, velocity: Velocity, dt: Array) -> tuple[Pose, Velocity]:
