@@ -379,7 +379,7 @@ def solve_contact(contact: Contact, velocity: Velocity, impulse: ContactImpulse)
     )
     n0 = jnp.where(contact.is_block, n0, single)
     n1 = jnp.where(contact.is_block, n1, a1)
-    return ContactImpulse(stack(n0, n1), jnp.stack(tangents))
+    return ContactImpulse(stack(n0, n1), stack(*tangents))
 
 
 def correct_contact(manifold: Manifold, pose: Pose, factor: Array) -> tuple[Pose, Array]:

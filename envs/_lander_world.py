@@ -37,6 +37,7 @@ from ._rigid_body import (
     both,
     leg,
     stack,
+    stage,
 )
 
 Array = Any
@@ -263,36 +264,80 @@ def _start_joints(world):
 
 
 def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impulse, num_sweeps):
-    """All velocity sweeps. Per leg: velocities, joints; per slot: contacts (leg, ...)."""
+    """All velocity sweeps. Per leg: velocities, joints; per slot: contacts (leg, ...).
+
+    What is carried and what a stage gives is packed into single arrays: XLA computes each array on
+    its own, from the inputs of the stage.
+    """
+    go = _rigid_body.always(hull.x)
+
+    def velocities(rows):
+        return tuple(Velocity(*rows[3 * i : 3 * i + 3]) for i in range(3))
+
+    def visit(j):
+        def change(rows, impulse, *before):
+            hull, *legs = velocities(rows)
+            if before:  # joint 1 moves the hull before joint 0 is visited
+                hull, _ = _rigid_body.apply_change(joints[1], hull, legs[1], JointImpulse(*before[0]))
+            old = JointImpulse(*impulse[j])
+            return jnp.stack(_rigid_body.solve_joint(joints[j], hull, legs[j], old, j))
+
+        return change
+
+    def after_joints(rows, change1, change0):
+        hull, leg0, leg1 = velocities(rows)
+        hull, leg1 = _rigid_body.apply_change(joints[1], hull, leg1, JointImpulse(*change1))
+        hull, leg0 = _rigid_body.apply_change(joints[0], hull, leg0, JointImpulse(*change0))
+        return jnp.stack([*hull, *leg0, *leg1])
 
     def sweep(_, carry):
-        hull, legs, joint_impulse, contact_impulse = carry
-        legs = list(legs)
-        joint_impulse = list(joint_impulse)
-        for j in (1, 0):  # the newest body's joint first
-            joint_impulse[j], hull, legs[j] = _rigid_body.solve_joint(
-                joints[j], hull, legs[j], joint_impulse[j], j
+        rows, impulse, contact_impulse = carry
+        change1 = stage(go, visit(1), rows, impulse)
+        change0 = stage(go, visit(0), rows, impulse, change1)
+        impulse = impulse + jnp.stack([change0, change1])
+        rows = stage(go, after_joints, rows, change1, change0)
+        legs = jnp.stack([rows[3:6], rows[6:9]], axis=1)  # (3, leg, ...)
+        legs, contact_impulse = _contact_sweep(go, contacts, legs, contact_impulse)
+        rows = jnp.concatenate([rows[:3], legs[:, 0], legs[:, 1]])
+        return rows, impulse, contact_impulse
+
+    rows = jnp.stack([*hull, *legs[0], *legs[1]])
+    impulse = jnp.stack([jnp.stack(joint_impulse[0]), jnp.stack(joint_impulse[1])])
+    packed = tuple(jnp.stack([*i.normal, *i.tangent]) for i in contact_impulse)
+    carry = rows, impulse, packed
+    rows, impulse, packed = jax.lax.fori_loop(0, num_sweeps, sweep, carry)
+    hull, *legs = velocities(rows)
+    impulses = [JointImpulse(*impulse[0]), JointImpulse(*impulse[1])]
+    return hull, legs, impulses, [ContactImpulse(p[:2], p[2:]) for p in packed]
+
+
+def _contact_sweep(go, contacts, legs, impulses):
+    """One velocity sweep over the contacts of both legs, slot after slot.
+
+    legs: velocities (3, leg, ...); impulses: per slot (4, leg, ...), two normal, two tangent.
+    """
+
+    def visit(contact):
+        def new(legs, old):
+            impulse = solve_contact(contact, Velocity(*legs), ContactImpulse(old[:2], old[2:]))
+            return jnp.stack([*impulse.normal, *impulse.tangent])
+
+        return new
+
+    def after(contact):
+        def moved(legs, change):
+            return jnp.stack(
+                _contacts.apply_contact(contact, Velocity(*legs), change[:2], change[2:])
             )
-        stacked = barrier(both(*legs))
-        stacked, contact_impulse = _contact_sweep(contacts, stacked, contact_impulse)
-        legs = (leg(stacked, 0), leg(stacked, 1))
-        return hull, legs, tuple(joint_impulse), contact_impulse
 
-    carry = hull, tuple(legs), tuple(joint_impulse), tuple(contact_impulse)
-    return jax.lax.fori_loop(0, num_sweeps, sweep, carry)
+        return moved
 
-
-def _contact_sweep(contacts, velocity, impulse):
-    """One velocity sweep over the contacts of both legs, slot after slot."""
-    new_impulse = []
-    for contact, old in zip(contacts, impulse, strict=True):
-        new = barrier(solve_contact(contact, velocity, old))
-        velocity = _contacts.apply_contact(
-            contact, velocity, new.normal - old.normal, new.tangent - old.tangent
-        )
-        velocity = barrier(velocity)
-        new_impulse.append(new)
-    return velocity, tuple(new_impulse)
+    new = []
+    for contact, old in zip(contacts, impulses, strict=True):
+        impulse = stage(go, visit(contact), legs, old)
+        legs = stage(go, after(contact), legs, impulse - old)
+        new.append(impulse)
+    return legs, tuple(new)
 
 
 def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
@@ -401,8 +446,8 @@ def _impacts(world, start, terrain, solver):
         _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
         contacts = [_contacts.make_contact(m, pose) for m in slots]
         contacts = barrier(contacts)
-        zero = jnp.zeros((2, *pose.x.shape), jnp.float32)
-        impulse = (ContactImpulse(zero, zero), ContactImpulse(zero, zero))
+        impulse = jnp.zeros((4, *pose.x.shape), jnp.float32)
+        go = _rigid_body.always(pose.x)
 
         def is_unsettled(carry):
             count, _, _, settled = carry
@@ -410,13 +455,12 @@ def _impacts(world, start, terrain, solver):
 
         def settle(carry):
             count, velocity, impulse, _ = carry
-            velocity, new = _contact_sweep(contacts, velocity, impulse)
-            same = [jnp.all(a == b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(impulse), strict=True)]
-            return count + 1, velocity, new, jnp.all(jnp.stack(same))
+            velocity, new = _contact_sweep(go, contacts, velocity, impulse)
+            same = jnp.all(new[0] == impulse[0]) & jnp.all(new[1] == impulse[1])
+            return count + 1, velocity, new, same
 
-        _, velocity, _, _ = jax.lax.while_loop(
-            is_unsettled, settle, (jnp.int32(0), world.leg_velocity, impulse, jnp.bool_(False))
-        )
+        carry = (jnp.int32(0), stack(*world.leg_velocity), (impulse, impulse), jnp.bool_(False))
+        velocity = Velocity(*jax.lax.while_loop(is_unsettled, settle, carry)[1])
         end, velocity = _rigid_body.move(pose, velocity, (1.0 - alpha) * DT)
         end, velocity, new_start = jax.tree.map(
             lambda new, old: jnp.where(active, new, old),
@@ -581,10 +625,11 @@ class _Affine(NamedTuple):
     def after(self, first: "_Affine") -> "_Affine":
         """This after the other."""
         a, b = self.parts, first.parts
-        product = a[:, 0, None] * b[None, 0]
-        for k in range(1, 4):
+        last = np.eye(5, dtype=np.float32)[4].reshape(1, 5, *[1] * (a.ndim - 2))
+        product = a[:, 4, None] * last
+        for k in range(4):
             product = product + a[:, k, None] * b[None, k]
-        return _Affine(barrier(product.at[:, 4].add(a[:, 4])))
+        return _Affine(barrier(product))
 
     def __call__(self, r: Array) -> Array:
         out = self.parts[:, 4]

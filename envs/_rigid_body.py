@@ -9,6 +9,7 @@ The algorithm is Box2D's (Erin Catto, https://box2d.org, zlib licence): sequenti
 order of Box2D's island, warm-started. See `_lander_world` for the whole step.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -99,17 +100,36 @@ class Joint(NamedTuple):
 
 
 def barrier(quantity: Any) -> Any:
-    """Make XLA compute and store a pytree here.
+    """Make XLA compute and store a pytree of arrays here.
 
     Left alone, its CPU compiler fuses what follows with what precedes and computes it anew for each
-    of its uses, at worst exponentially often: minutes of compiling, and a hundred times slower.
+    of its uses, at worst exponentially often. It (jaxlib 0.10) looks through
+    `jax.lax.optimization_barrier`, but not through a branch that only the data decide.
     """
-    return jax.lax.optimization_barrier(quantity)
+    leaves = jax.tree.leaves(quantity)
+    probe = next(a for a in leaves if a.dtype == jnp.float32 or a.dtype == jnp.int32)
+    return jax.lax.cond(always(probe), lambda q: q, lambda q: jax.tree.map(jnp.zeros_like, q), quantity)
+
+
+def always(array: Array) -> Array:
+    """True (), which XLA cannot know; array: any of float32 or int32."""
+    bits = jax.lax.bitcast_convert_type(array.ravel()[0], jnp.int32)
+    return (bits | 1) != 0
+
+
+def stage(go: Array, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), computed as a whole before what follows: see `barrier`. go: `always`."""
+    shapes = jax.eval_shape(function, *args)
+
+    def never(*_):
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    return jax.lax.cond(go, function, never, *args)
 
 
 def stack(*parts: Array) -> Array:
     """Stacked along a new first axis, in memory: fused with others, it would branch per element."""
-    return barrier(jnp.stack(parts))
+    return jnp.stack(parts)
 
 
 def leg(quantity: Any, j: int) -> Any:
@@ -194,8 +214,8 @@ def apply_joint(
 
 def solve_joint(
     joint: Joint, hull: Velocity, leg: Velocity, impulse: JointImpulse, j: int
-) -> tuple[JointImpulse, Velocity, Velocity]:
-    """One sweep over joint j: the accumulated impulses and the velocities after it.
+) -> JointImpulse:
+    """One sweep over joint j: the change of its accumulated impulses.
 
     First the motor, clamped to its torque; then the anchor together with the limit, if it is
     reached; if the limit would have to pull, its impulse is taken back and the anchor solved alone.
@@ -218,20 +238,20 @@ def solve_joint(
     bx, by = impulse.limit * joint.ex - cx, impulse.limit * joint.ey - cy
     x2 = joint.k11 * bx + joint.k12 * by
     y2 = joint.k12 * bx + joint.k22 * by
-    change = JointImpulse(
+    return JointImpulse(
         motor=turn,
         x=jnp.where(slack, x2, x3),
         y=jnp.where(slack, y2, y3),
         limit=jnp.where(slack, -impulse.limit, z3),
     )
-    change = barrier(change)
+
+
+def apply_change(
+    joint: Joint, hull: Velocity, leg: Velocity, change: JointImpulse
+) -> tuple[Velocity, Velocity]:
+    """Velocities of hull and leg after `solve_joint` has changed the impulses."""
     turn, px, py, limit = change
-    new = JointImpulse(
-        motor=impulse.motor + turn,
-        x=impulse.x + px,
-        y=impulse.y + py,
-        limit=impulse.limit + limit,
-    )
+    ia, ib = HULL_INV_INERTIA, LEG_INV_INERTIA
     hull = Velocity(
         hull.x - HULL_INV_MASS * px,
         hull.y - HULL_INV_MASS * py,
@@ -242,7 +262,7 @@ def solve_joint(
         leg.y + LEG_INV_MASS * py,
         (leg.w + ib * turn) + ib * (joint.rbx * py - joint.rby * px + limit),
     )
-    return barrier((new, hull, leg))
+    return hull, leg
 
 
 def move(pose: Pose, velocity: Velocity, dt: Array) -> tuple[Pose, Velocity]:
