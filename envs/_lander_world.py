@@ -89,7 +89,7 @@ class Solver(NamedTuple):
 
 
 EXACT = Solver()
-FAST = Solver(velocity_sweeps=30, position_sweeps=4, impacts=1)
+FAST = Solver(velocity_sweeps=60, position_sweeps=4, impacts=1)
 
 
 def edge_at(terrain: Array, index: Array) -> Edge:
@@ -803,7 +803,6 @@ def air_step(
     force_x: Array,
     force_y: Array,
     torque: Array,
-    solver: Solver = EXACT,
 ) -> tuple[World, Array]:
     """`full_step` for a lander in the air, 30 times cheaper; and whether it applies (...).
 
@@ -829,7 +828,7 @@ def air_step(
         )
     hull_velocity, legs = barrier((hull_velocity, legs))
     hull_velocity, legs, impulses, fine = _air_velocities(
-        hull_velocity, legs, joints, impulses, solver.velocity_sweeps
+        hull_velocity, legs, joints, impulses, EXACT.velocity_sweeps
     )
     hull_velocity, legs, impulses, fine = barrier((hull_velocity, legs, impulses, fine))
 
@@ -902,7 +901,7 @@ def _make_step(solver: Solver) -> Callable[..., World]:
 
     @jax.custom_batching.custom_vmap
     def step(*args):
-        air, fine = air_step(*args, solver=solver)
+        air, fine = air_step(*args)
         air, fine = barrier((air, fine))
         num_lanes = fine.shape[0]
         size = max(num_lanes // 8 // 32 * 32, 32)

@@ -84,8 +84,8 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
     `info` of a step: "ending" () int32, see `LanderEnding`; "success" () bool, landed in this step.
 
     `solver` "exact" is Box2D's: 180 sweeps in its order, its continuous collision, its contact
-    flags. "fast" gives up landing like Box2D: 30 sweeps and at most 4 corrections of poses where
-    there are contacts; free flight is the same. See docs/lunar_lander.md for what that costs.
+    flags. "fast" gives up landing like Box2D: 60 sweeps, at most 4 corrections of poses and one
+    continuous collision of each leg a step; free flight is the same. See docs/lunar_lander.md for what that costs.
 
     Differences from the original: randomness comes from keys; float32 where the original's Python
     part has float64; the ground does not push back at the hull, with whose touch the episode ends
