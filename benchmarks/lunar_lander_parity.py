@@ -45,7 +45,7 @@ def draws(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     from gymnasium.utils import seeding
 
-    rng, _ = seeding.np_random(seed)
+    rng, _ = seeding.np_random(int(seed))
     heights = rng.uniform(0, 1, 12)
     force = rng.uniform(-1000, 1000, 2)
     return heights, force, rng.uniform(-1, 1, (MAX_STEPS + 1, 2))[1:]
@@ -149,8 +149,11 @@ def compare(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> dict[
         "same_outcome": float(np.mean(theirs["ending"] == ours["ending"])),
         "same_length": float(np.mean(theirs["length"] == ours["length"])),
     }
-    for name, values in (("return", [theirs["return"], ours["return"]]), ("landed", landed),
-                         ("length", [theirs["length"], ours["length"]])):
+    for name, values in (
+        ("return", [theirs["return"], ours["return"]]),
+        ("landed", landed),
+        ("length", [theirs["length"], ours["length"]]),
+    ):
         out[f"{name}_gymnasium"] = float(np.mean(values[0]))
         out[f"{name}_ours"] = float(np.mean(values[1]))
         out[f"{name}_difference"] = float(np.mean(differences[name]))

@@ -32,9 +32,7 @@ MAX_CORRECTION = np.float32(0.2)  # [m]
 
 # Polygons in the frame of their centre of mass, counter-clockwise; normal i belongs to the face
 # from vertex i to vertex i + 1.
-LEG_VERTICES = np.array(
-    [(-2, -8), (2, -8), (2, 8), (-2, 8)], np.float32
-) / np.float32(30.0)
+LEG_VERTICES = np.array([(-2, -8), (2, -8), (2, 8), (-2, 8)], np.float32) / np.float32(30.0)
 HULL_VERTICES = np.array(
     [(17, -10), (17, 0), (14, 17), (-14, 17), (-17, 0), (-17, -10)], np.float32
 ) / np.float32(30.0) - np.array([0.0, 0.1013071910], np.float32)
@@ -148,9 +146,7 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
 
     x1, y1, x2, y2 = (a[None] for a in edge)
     edge_separation = (enx[None] * (vx - x1) + eny[None] * (vy - y1)).min(axis=0)
-    from_face = jnp.minimum(
-        nx * (x1 - vx) + ny * (y1 - vy), nx * (x2 - vx) + ny * (y2 - vy)
-    )
+    from_face = jnp.minimum(nx * (x1 - vx) + ny * (y1 - vy), nx * (x2 - vx) + ny * (y2 - vy))
     # the face of the polygon that looks most against the edge
     against = -(enx[None] * nx + eny[None] * ny)
     from_face, against = barrier((from_face, against))
@@ -162,9 +158,7 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     i1 = jnp.where(face, face_index, incident)
     i2 = jnp.where(i1 + 1 < len(vertices), i1 + 1, 0)
     ax, ay, bx, by = _select(i1, vx), _select(i1, vy), _select(i2, vx), _select(i2, vy)
-    i1, i2, ax, ay, bx, by, face, near = barrier(
-        (i1, i2, ax, ay, bx, by, face, near)
-    )
+    i1, i2, ax, ay, bx, by, face, near = barrier((i1, i2, ax, ay, bx, by, face, near))
     e1x = jnp.where(is_front, edge.x1, edge.x2)  # reference end points
     e1y = jnp.where(is_front, edge.y1, edge.y2)
     e2x = jnp.where(is_front, edge.x2, edge.x1)
@@ -212,15 +206,11 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     (px, py, p_key, pb), (qx, qy, q_key, qb), ok1 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, sx, sy, sx * r1x + sy * r1y, r1
     )
-    px, py, p_key, pb, qx, qy, q_key, qb, ok1 = barrier(
-        (px, py, p_key, pb, qx, qy, q_key, qb, ok1)
-    )
+    px, py, p_key, pb, qx, qy, q_key, qb, ok1 = barrier((px, py, p_key, pb, qx, qy, q_key, qb, ok1))
     (px, py, p_key, _), (qx, qy, q_key, _), ok2 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, -sx, -sy, -sx * r2x - sy * r2y, r2
     )
-    px, py, p_key, qx, qy, q_key, ok2 = barrier(
-        (px, py, p_key, qx, qy, q_key, ok2)
-    )
+    px, py, p_key, qx, qy, q_key, ok2 = barrier((px, py, p_key, qx, qy, q_key, ok2))
     ok = near & ok1 & ok2
     p_sep = ref_nx * (px - r1x) + ref_ny * (py - r1y)
     q_sep = ref_nx * (qx - r1x) + ref_ny * (qy - r1y)
@@ -371,12 +361,8 @@ def solve_contact(contact: Contact, velocity: Velocity, impulse: ContactImpulse)
     is2 = (only0 >= 0.0) & (contact.k12 * only0 + b1 >= 0.0)
     is3 = (only1 >= 0.0) & (contact.k12 * only1 + b0 >= 0.0)
     is4 = (b0 >= 0.0) & (b1 >= 0.0)
-    n0 = jnp.where(
-        is1, x0, jnp.where(is2, only0, jnp.where(is3, 0.0, jnp.where(is4, 0.0, a0)))
-    )
-    n1 = jnp.where(
-        is1, x1, jnp.where(is2, 0.0, jnp.where(is3, only1, jnp.where(is4, 0.0, a1)))
-    )
+    n0 = jnp.where(is1, x0, jnp.where(is2, only0, jnp.where(is3, 0.0, jnp.where(is4, 0.0, a0))))
+    n1 = jnp.where(is1, x1, jnp.where(is2, 0.0, jnp.where(is3, only1, jnp.where(is4, 0.0, a1))))
     n0 = jnp.where(contact.is_block, n0, single)
     n1 = jnp.where(contact.is_block, n1, a1)
     return ContactImpulse(stack(n0, n1), stack(*tangents))
@@ -452,7 +438,8 @@ def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     # ends of the edge against the faces of the polygon, in its frame
     sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
     constants = np.concatenate(
-        [outward, vertices, 0.5 * (vertices + np.roll(vertices, -1, axis=0)), along[:, None]], axis=1
+        [outward, vertices, 0.5 * (vertices + np.roll(vertices, -1, axis=0)), along[:, None]],
+        axis=1,
     )
     constants = constants.astype(np.float32).T.reshape(7, n, *[1] * ndim)
     nx, ny, x, y, mx, my, most = (jnp.asarray(c) for c in constants)
@@ -529,15 +516,10 @@ def time_of_impact(
         _, _, a = at(t)
         sin, cos = jnp.sin(a), jnp.cos(a)
         lx, ly = -(cos * axis.nx + sin * axis.ny), sin * axis.nx - cos * axis.ny
-        far, wx, wy = None, None, None
-        for x, y in vertices:
-            value = lx * x + ly * y
-            if far is None:
-                far, wx, wy = value, jnp.full_like(value, x), jnp.full_like(value, y)
-            else:
-                better = value > far
-                far = jnp.where(better, value, far)
-                wx, wy = jnp.where(better, x, wx), jnp.where(better, y, wy)
+        values = jnp.stack([lx * x + ly * y for x, y in vertices])
+        _, index = _largest(values)
+        columns = vertices.T.reshape(2, -1, *[1] * a.ndim)
+        wx, wy = (_select(index, jnp.asarray(column)) for column in columns)
         face_nx, face_ny = cos * axis.nx - sin * axis.ny, sin * axis.nx + cos * axis.ny
         ux = jnp.where(axis.kind == 2, -face_nx, axis.nx)
         uy = jnp.where(axis.kind == 2, -face_ny, axis.ny)

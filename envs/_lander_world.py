@@ -239,16 +239,18 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
         ends = wanted[slot] & ~touching[slot] & pairs.touching[slot]
         flag = (flag | begins) & ~ends
     w = wanted[None]
-    return barrier((
-        Pairs(
-            edge=pairs.edge,
-            touching=jnp.where(wanted, touching, pairs.touching),
-            key=jnp.where(w, manifold.key, pairs.key),
-            valid=jnp.where(w, valid, pairs.valid),
-            impulse=jax.tree.map(lambda a, b: jnp.where(w, a, b), impulse, pairs.impulse),
-        ),
-        flag,
-    ))
+    return barrier(
+        (
+            Pairs(
+                edge=pairs.edge,
+                touching=jnp.where(wanted, touching, pairs.touching),
+                key=jnp.where(w, manifold.key, pairs.key),
+                valid=jnp.where(w, valid, pairs.valid),
+                impulse=jax.tree.map(lambda a, b: jnp.where(w, a, b), impulse, pairs.impulse),
+            ),
+            flag,
+        )
+    )
 
 
 def _start_joints(world):
@@ -278,7 +280,9 @@ def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impuls
         def change(rows, impulse, *before):
             hull, *legs = velocities(rows)
             if before:  # joint 1 moves the hull before joint 0 is visited
-                hull, _ = _rigid_body.apply_change(joints[1], hull, legs[1], JointImpulse(*before[0]))
+                hull, _ = _rigid_body.apply_change(
+                    joints[1], hull, legs[1], JointImpulse(*before[0])
+                )
             old = JointImpulse(*impulse[j])
             return jnp.stack(_rigid_body.solve_joint(joints[j], hull, legs[j], old, j))
 
@@ -391,9 +395,7 @@ def _impacts(world, start, terrain, solver):
         pairs = world.pairs
         wanted = again[None] & (pairs.edge >= 0) & ~disabled
         edge = edge_at(terrain, pairs.edge)
-        t, hit = _contacts.time_of_impact(
-            edge, _slots(start), _slots(world.leg), vertices, wanted
-        )
+        t, hit = _contacts.time_of_impact(edge, _slots(start), _slots(world.leg), vertices, wanted)
         alpha = jnp.where(hit, alpha0[None] + (1.0 - alpha0[None]) * t, 1.0)
         happens = hit & (alpha < 1.0 - 10.0 * np.finfo(np.float32).eps)
         first_is_0 = ~(alpha[1] < alpha[0])  # among equals the newer
@@ -472,9 +474,7 @@ def _impacts(world, start, terrain, solver):
         box = jnp.where(active[None], box, world.box)
         pairs = find_pairs(pairs, box, moved, terrain)
         alpha0 = jnp.where(active, alpha, alpha0)
-        world = world._replace(
-            leg=end, leg_velocity=velocity, pairs=pairs, flag=flag, box=box
-        )
+        world = world._replace(leg=end, leg_velocity=velocity, pairs=pairs, flag=flag, box=box)
         world, start = barrier((world, new_start))
         return count + 1, world, start, alpha0, disabled, happens_leg
 
@@ -513,9 +513,7 @@ def full_step(
     pairs = _keep(~gone, pairs)
     keep_order = ~(gone[0] & (pairs.edge[1] >= 0))
     slots = [_slot(manifold, 0), _slot(manifold, 1)]
-    slots = [
-        m._replace(valid=m.valid & (wanted & alive)[s][None]) for s, m in enumerate(slots)
-    ]
+    slots = [m._replace(valid=m.valid & (wanted & alive)[s][None]) for s, m in enumerate(slots)]
     hull_edges = _hull_edges(world.hull, terrain)
     hull_touches = _contacts.collide(hull_edges, _pair_of(world.hull), HULL_VERTICES).valid[0]
     game_over = world.game_over | hull_touches[0] | hull_touches[1]
@@ -527,9 +525,7 @@ def full_step(
         world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    contacts = tuple(
-        barrier(_contacts.make_contact(m, world.leg)) for m in slots
-    )
+    contacts = tuple(barrier(_contacts.make_contact(m, world.leg)) for m in slots)
     impulses = [
         ContactImpulse(pairs.impulse.normal[:, s], pairs.impulse.tangent[:, s]) for s in (0, 1)
     ]
@@ -654,7 +650,6 @@ def _air_velocities(hull, legs, joints, impulses, num_sweeps):
     is_at = [joint.at != 0.0 for joint in joints]
     ia, ib = HULL_INV_INERTIA, _rigid_body.LEG_INV_INERTIA
     mh, ml = HULL_INV_MASS, _rigid_body.LEG_INV_MASS
-    a33 = ia + ib
 
     def errors(j):
         """Of joint j: turning, x, y."""
@@ -928,9 +923,7 @@ def _make_step(solver: Solver) -> Callable[..., World]:
             )
             lanes = barrier(before.at[:, index].get(mode="clip"))
             full = full_step(*_unpack(lanes, args), solver=solver)
-            after = after.at[:, index].set(
-                barrier(_pack(full)), mode="drop", unique_indices=True
-            )
+            after = after.at[:, index].set(barrier(_pack(full)), mode="drop", unique_indices=True)
             return jnp.where(taken, 0, left), after
 
         left = (~fine).astype(jnp.int32)

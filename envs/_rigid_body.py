@@ -108,7 +108,9 @@ def barrier(quantity: Any) -> Any:
     """
     leaves = jax.tree.leaves(quantity)
     probe = next(a for a in leaves if a.dtype == jnp.float32 or a.dtype == jnp.int32)
-    return jax.lax.cond(always(probe), lambda q: q, lambda q: jax.tree.map(jnp.zeros_like, q), quantity)
+    return jax.lax.cond(
+        always(probe), lambda q: q, lambda q: jax.tree.map(jnp.zeros_like, q), quantity
+    )
 
 
 def always(array: Array) -> Array:
@@ -272,9 +274,7 @@ def move(pose: Pose, velocity: Velocity, dt: Array) -> tuple[Pose, Velocity]:
     slow = jnp.where(squared > MAX_TRANSLATION**2, MAX_TRANSLATION / jnp.sqrt(squared), 1.0)
     slow_w = jnp.where(jnp.abs(da) > MAX_ROTATION, MAX_ROTATION / jnp.abs(da), 1.0)
     velocity = Velocity(velocity.x * slow, velocity.y * slow, velocity.w * slow_w)
-    pose = Pose(
-        pose.x + dt * velocity.x, pose.y + dt * velocity.y, pose.a + dt * velocity.w
-    )
+    pose = Pose(pose.x + dt * velocity.x, pose.y + dt * velocity.y, pose.a + dt * velocity.w)
     return pose, velocity
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jax.core import Tracer
 
 from . import _lander_world
 from ._lander_start import HEIGHT, WIDTH, after_first_step
@@ -85,7 +86,8 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
 
     `solver` "exact" is Box2D's: 180 sweeps in its order, its continuous collision, its contact
     flags. "fast" gives up landing like Box2D: 60 sweeps, at most 4 corrections of poses and one
-    continuous collision of each leg a step; free flight is the same. See docs/lunar_lander.md for what that costs.
+    continuous collision of each leg a step; free flight is the same. What that costs is measured in
+    docs/lunar_lander.md.
 
     Differences from the original: randomness comes from keys; float32 where the original's Python
     part has float64; the ground does not push back at the hull, with whose touch the episode ends
@@ -94,9 +96,7 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
     `EnvParams`.
     """
 
-    def __init__(
-        self, *, continuous: bool = False, solver: Literal["exact", "fast"] = "exact"
-    ):
+    def __init__(self, *, continuous: bool = False, solver: Literal["exact", "fast"] = "exact"):
         """Choose what is static.
 
         Args:
@@ -118,7 +118,7 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
         """The original's defaults: no wind."""
         return EnvParams()
 
-    def step(
+    def step(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, key: jax.Array, state: EnvState, action: Any, params: EnvParams | None = None
     ) -> tuple[Any, EnvState, jax.Array, jax.Array, jax.Array, dict[Any, Any]]:
         """The base class's step with automatic reset.
@@ -156,21 +156,20 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
             torque,
             self.solver,
         )
-        state = EnvState(
-            time=state.time + 1,
-            world=world,
-            terrain=state.terrain,
-            wind_index=wind_index,
-            shaping=state.shaping,
-            throttle=jnp.stack([main, side]),
-        )
         obs = observation(world)
         shaping = shaping_of(obs)
         reward = shaping - state.shaping - 0.3 * main - 0.03 * jnp.abs(side)
         ending = ending_of(world)
         reward = jnp.where(ending == LanderEnding.NONE, reward, -100.0)
         reward = jnp.where(ending == LanderEnding.LANDED, 100.0, reward).astype(jnp.float32)
-        state = state.replace(shaping=shaping)
+        state = EnvState(
+            time=state.time + 1,
+            world=world,
+            terrain=state.terrain,
+            wind_index=wind_index,
+            shaping=shaping,
+            throttle=jnp.stack([main, side]),
+        )
         info = {"ending": ending, "success": ending == LanderEnding.LANDED}
         return obs, state, reward, ending != LanderEnding.NONE, info
 
@@ -199,7 +198,7 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
         Raises:
             ValueError: says what was given and what is wanted.
         """
-        traced = isinstance(action, jax.core.Tracer)
+        traced = isinstance(action, Tracer)
         given = action if traced else np.asarray(action)
         if self.continuous:
             if given.shape != (2,) or not np.issubdtype(given.dtype, np.number):

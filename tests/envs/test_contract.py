@@ -10,6 +10,8 @@ import pytest
 import jaxrl.envs
 
 CASES = [
+    ("LunarLander-v3", {}),
+    ("LunarLanderContinuous-v3", {"solver": "fast"}),
     ("MicroRacer-v0", {"num_tracks": 4}),
     ("MicroRacer-v0", {"num_tracks": 2, "observation": "lidar", "obstacles": False}),
     ("MarsRover-v0", {"length": 30, "start": "uniform", "misstep_prob": 0.2}),

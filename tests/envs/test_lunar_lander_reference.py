@@ -65,7 +65,9 @@ def replay(recording, solver):
     def run(first, action, noise):
         def body(state, inputs):
             obs, state, reward, over, info = step(state, *inputs, params)
-            again = jax.vmap(lambda over, a, b: jax.tree.map(lambda x, y: jnp.where(over, x, y), a, b))
+            again = jax.vmap(
+                lambda over, a, b: jax.tree.map(lambda x, y: jnp.where(over, x, y), a, b)
+            )
             return again(over, first, state), (obs, reward, info["ending"])
 
         return jax.lax.scan(body, first, (action, noise))[1]
