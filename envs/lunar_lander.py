@@ -296,9 +296,13 @@ def wind(
     tanh(sin(0.02 i) + sin(0.01 pi i)) times the power, while no leg is believed to touch.
     """
     blows = jnp.asarray(params.enable_wind, bool) & ~touching[0] & ~touching[1]
-    # the second sine has a period of 200 steps: exact also for great indices
+    # Both sines within one period, or a great index would lose digits in float32: the second
+    # repeats every 200 steps, the first every 100 pi = 314 + 0.159265359.
+    whole = index.astype(jnp.float32)
+    periods = jnp.round(whole * np.float32(1 / (100 * np.pi)))
+    rest = (whole - 314.0 * periods) - np.float32(100 * np.pi - 314) * periods
     turn = (index % 200).astype(jnp.float32) * np.float32(0.01 * np.pi)
-    gust = jnp.tanh(jnp.sin(index.astype(jnp.float32) * np.float32(0.02)) + jnp.sin(turn))
+    gust = jnp.tanh(jnp.sin(rest * np.float32(0.02)) + jnp.sin(turn))
     gust = jnp.where(blows, gust, 0.0)
     index = index + blows.astype(jnp.int32)
     force = (gust[0] * params.wind_power).astype(jnp.float32)

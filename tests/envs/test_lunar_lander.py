@@ -109,6 +109,10 @@ def test_wind_by_hand():
     assert force == pytest.approx(15 * 0.468141, rel=1e-5)
     assert torque == pytest.approx(1.5 * np.tanh(np.sin(-0.5) + np.sin(-0.25 * np.pi)), rel=1e-5)
     np.testing.assert_array_equal(after, [11, -24])
+    # a great index: sin(199.94) + sin(0.97 pi), in double precision
+    far = jnp.asarray([9997, 9997], jnp.int32)
+    expected = 15 * np.tanh(np.sin(0.02 * 9997) + np.sin(np.pi * 0.01 * 9997))
+    assert lunar_lander.wind(far, still, windy)[0] == pytest.approx(expected, abs=1e-5)
     for touching in ([True, False], [False, True]):
         force, torque, after = lunar_lander.wind(index, jnp.asarray(touching), windy)
         assert (force, torque) == (0, 0)
