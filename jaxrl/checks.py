@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
     """Raise ValueError unless `value` is an integer of at least `minimum`."""
@@ -15,7 +17,7 @@ def check_real(name: str, value: Any, low: float, high: float, *, above: bool = 
 
     Only Python numbers are looked at: under `vmap` over a config its reals are traced.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
         return
     inside = low < value <= high if above else low <= value <= high  # False for NaN
     if not (inside and math.isfinite(value)):

@@ -103,6 +103,8 @@ def check_config(config: Settings) -> None:
         check_count(name, getattr(config, name))
     check_count("learning_starts", config.learning_starts, minimum=0)
     check_real("gamma", config.gamma, 0.0, 1.0)
+    if config.total_steps >= 2**31:
+        raise ValueError(f"total_steps = {config.total_steps} must be below 2**31 = {2**31}")
     if config.num_steps % config.train_every:
         raise ValueError(
             f"train_every = {config.train_every} must divide num_steps = {config.num_steps}"
@@ -117,6 +119,20 @@ def check_config(config: Settings) -> None:
             f"learning_starts = {config.learning_starts} must be below total_steps = "
             f"{config.total_steps}: nothing would be learnt"
         )
+
+
+def num_steps_run(config: Settings) -> int:
+    """Environment steps of the whole run: total_steps, rounded up to whole updates."""
+    steps_per_update = config.num_envs * config.num_steps
+    return -(-config.total_steps // steps_per_update) * steps_per_update
+
+
+def num_gradient_steps(config: Settings) -> int:
+    """Gradient steps of the whole run."""
+    steps_per_round = config.train_every * config.num_envs
+    # the first round that learns is the one after which learning_starts steps are stored
+    waiting = max(0, -(-config.learning_starts // steps_per_round) - 1)
+    return (num_steps_run(config) // steps_per_round - waiting) * config.num_gradient_steps
 
 
 def make_train(
@@ -135,14 +151,14 @@ def make_train(
     """
     check_config(config)
     steps_per_update = config.num_envs * config.num_steps
-    num_updates = -(-config.total_steps // steps_per_update)
-    if num_updates * steps_per_update != config.total_steps:
+    total_steps = num_steps_run(config)
+    num_updates = total_steps // steps_per_update
+    if total_steps != config.total_steps:
         warnings.warn(
             f"total_steps = {config.total_steps} is not a multiple of num_envs * num_steps = "
-            f"{steps_per_update}: {num_updates * steps_per_update} steps will be run",
+            f"{steps_per_update}: {total_steps} steps will be run",
             stacklevel=3,
         )
-    total_steps = num_updates * steps_per_update
     num_rounds = config.num_steps // config.train_every
     steps_per_round = config.train_every * config.num_envs
     _, obs_shape = spaces.read(env, env_params)
@@ -188,7 +204,7 @@ def make_train(
         """Take the gradient steps of one round: learner, and metrics summed over them."""
         key_draw, key_learn = jax.random.split(key)
         keys = jax.random.split(key_learn, config.num_gradient_steps)
-        weight = jnp.ones(config.batch_size)
+        weight = jnp.ones(config.batch_size, jnp.float32)
 
         def one(learner, inputs):
             batch, key = inputs
@@ -207,7 +223,7 @@ def make_train(
         def wait():
             return state.learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        # only the learner passes through the cond: under vmap it may become a select
+        # the cond gives only the learner: under vmap it may become a select
         learner, metrics = jax.lax.cond(num_gradient_steps > 0, learn, wait)
         return replace(state, learner=learner), metrics
 
@@ -232,7 +248,6 @@ def make_train(
 
         shapes = jax.eval_shape(one, state.learner, state.priorities, keys[0])[2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        # a loop of 0 or more steps, not a cond: under vmap that would become a select of the tree
         learner, priorities, metrics = jax.lax.fori_loop(
             0, num_gradient_steps, body, (state.learner, state.priorities, zeros)
         )
@@ -262,7 +277,7 @@ def make_train(
         if priority is None:
             state, metrics = learn_uniform(state, key_learn, num_gradient_steps)
         else:
-            progress = stored / total_steps
+            progress = stored.astype(jnp.float32) / total_steps
             state, metrics = learn_by_priority(state, key_learn, num_gradient_steps, progress)
         return state, (metrics, num_gradient_steps, jax.tree.map(lambda x: x.sum(0), ended))
 

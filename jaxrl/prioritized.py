@@ -3,7 +3,8 @@
 P(i) = p_i^alpha / sum_k p_k^alpha with p_i = |TD error| + epsilon (eq. 1 there), corrected by the
 importance weights w_i = (N P(i))^-beta / max_j w_j (sec. 3.4). The sums live in a binary tree of
 arrays (appendix B.2.1): drawing and changing a batch takes log2(size) small steps. They are kept
-apart from the buffer, so that gradient steps carry only them.
+apart from the buffer, so that gradient steps carry only them: XLA copies the tree once or twice a
+round (8 bytes a transition), which shows in buffers beyond 100,000 or so.
 """
 
 import math

@@ -72,6 +72,9 @@ def init(example: Transition, buffer_size: int) -> Replay:
             "environments"
         )
     capacity = -(-buffer_size // num_envs)
+    if capacity * num_envs >= 2**31:
+        check_memory(example, capacity)  # says more, where it cannot fit anyway
+        raise ValueError(f"buffer_size = {buffer_size} must be below 2**31 = {2**31}")
     check_memory(example, capacity)
     data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
@@ -98,7 +101,7 @@ def check_memory(example: Transition, capacity: int) -> None:
 
 
 def device_memory() -> int | None:
-    """Bytes of memory of the default device; None where it cannot be known."""
+    """Bytes of memory of the first device of this process; None where it cannot be known."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -132,8 +135,8 @@ def add(replay: Replay, transitions: Transition) -> Replay:
     rows = (replay.position + jnp.arange(num_steps)) % replay.capacity
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        if replay.capacity % num_steps == 0:  # a slice that never wraps: the fastest write
-            start = (replay.position, *(0,) * (old.ndim - 1))
+        if num_steps == 1:  # one row never wraps: a slice is the fastest write
+            start = (replay.position, *(jnp.int32(0),) * (old.ndim - 1))
             return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
         return old.at[rows].set(new.astype(old.dtype), unique_indices=True)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.checks import check_count
+from jaxrl.checks import check_count, check_real
 from jaxrl.types import Env, Transition
 
 
@@ -239,6 +239,7 @@ def monte_carlo_return(
         ValueError: num_rollouts or max_steps is not an integer >= 1.
     """
     check_count("num_rollouts", num_rollouts)
+    check_real("gamma", gamma, 0.0, 1.0)
     check_count("max_steps", max_steps)
     gamma = jnp.asarray(gamma, jnp.float32)
     key, key_obs = jax.random.split(key)

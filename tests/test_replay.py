@@ -49,6 +49,14 @@ def test_several_steps_at_once_wrap_around():
     assert (buffer.position, buffer.size) == (1, 5)
 
 
+def test_adding_different_numbers_of_steps_keeps_their_order():
+    buffer = empty(4)
+    for first, count in ((0, 1), (1, 1), (2, 1), (3, 2)):
+        buffer = replay.add(buffer, steps(first, count))
+    np.testing.assert_array_equal(buffer.data.reward[:, 0], [4, 1, 2, 3])
+    assert (buffer.position, buffer.size) == (1, 4)
+
+
 def test_size_is_rounded_up_to_whole_steps_of_all_environments():
     example = jax.tree.map(lambda x: x[0], steps(0, 1, 4))
     assert replay.init(example, 10).capacity == 3

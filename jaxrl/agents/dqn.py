@@ -126,13 +126,14 @@ def td_loss(td_error: jax.Array, weight: jax.Array, kind: str) -> jax.Array:
 def take(values: jax.Array, action: jax.Array) -> jax.Array:
     """Pick one of `values` (..., num_actions) by `action` (...) int."""
     # a sum over one-hot: a gather is many times slower on CPU, and so is its gradient
-    return (values * jax.nn.one_hot(action, values.shape[-1])).sum(-1)
+    return (values * jax.nn.one_hot(action, values.shape[-1], dtype=values.dtype)).sum(-1)
 
 
 def epsilon(config: Config, env_steps: jax.Array, total_steps: int) -> jax.Array:
     """Probability of a random action after `env_steps` () of the run."""
     start, end = jnp.float32(config.epsilon_start), jnp.float32(config.epsilon_end)
-    gone = jnp.clip(env_steps / (config.epsilon_fraction * total_steps), 0.0, 1.0)
+    gone = env_steps.astype(jnp.float32) / (config.epsilon_fraction * total_steps)
+    gone = jnp.clip(gone, 0.0, 1.0)
     if config.epsilon_decay == "linear":
         return start + (end - start) * gone
     return start * (end / start) ** gone
@@ -174,7 +175,7 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
     if not isinstance(action, spaces.Discrete):
         raise ValueError(
             f"DQN needs discrete actions, but this environment has {action.size} real one(s): use "
-            "sac, td3, ddpg or ppo"
+            "an agent that takes those, ppo for one"
         )
 
 
@@ -234,15 +235,15 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             optax.scale_by_adam(eps=config.adam_eps),
         )
     )
-    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
-    all_gradient_steps = rounds * config.num_gradient_steps
+    total_steps = off_policy.num_steps_run(config)
+    all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
         params = net.init(key, obs)
         return Learner(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
-        now = epsilon(config, env_steps, config.total_steps)
+        now = epsilon(config, env_steps, total_steps)
         action = epsilon_greedy(net.values(learner.params, obs), key, now)
         return action, action
 
@@ -262,9 +263,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         updates, opt_state = optimizer.update(grads, learner.opt_state)
         left = 1.0
         if config.anneal_learning_rate:
-            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+            left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
-        params = jax.tree.map(lambda p, u: p - rate * u, learner.params, updates)
+        params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), learner.params, updates)
         num_gradient_steps = learner.num_gradient_steps + 1
 
         def move():
@@ -277,6 +278,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             target_params = jax.lax.cond(due, move, lambda: learner.target_params)
         metrics: Metrics = {
             "loss": value,
+            "learning_rate": jnp.asarray(rate, jnp.float32),
             "q": chosen.mean(),
             "td_error": jnp.abs(td_error).mean(),
             "grad_norm": optax.tree.norm(grads),

@@ -43,7 +43,7 @@ from jaxrl.types import Env, Metrics, Policy, Train
 class Config:
     """Settings of REINFORCE. Reals are leaves, so `vmap` sweeps them; the rest is static."""
 
-    total_steps: int = struct.field(pytree_node=False, default=100_000)
+    total_steps: int = struct.field(pytree_node=False, default=102_400)
     """Environment steps of the whole run, all environments together; the steps simulated by
     rollouts come on top (metric rollout_steps, for each update)."""
     num_envs: int = struct.field(pytree_node=False, default=16)

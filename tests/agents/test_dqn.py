@@ -186,6 +186,30 @@ def test_gradient_steps_are_as_many_as_the_ratio_says():
     np.testing.assert_array_equal(metrics["num_gradient_steps"], [0, 4, 4, 4, 4, 4])
 
 
+@pytest.mark.parametrize(
+    "change", [{}, dict(total_steps=200, learning_starts=0), dict(train_every=4)], ids=str
+)
+@pytest.mark.filterwarnings("ignore:total_steps")
+def test_the_learning_rate_falls_linearly_to_its_last_step(change):
+    config = SMALL.replace(anneal_learning_rate=True, num_gradient_steps=1, **change)
+    train = cartpole(config)
+    state, metrics = jax.jit(train)(jax.random.key(0))
+    made = int(state.learner.num_gradient_steps)
+    assert made == metrics["num_gradient_steps"].sum()
+    # the i-th of n steps has rate (1 - i / n): the mean over the last update's steps
+    last = int(metrics["num_gradient_steps"][-1])
+    rates = config.learning_rate * (1.0 - np.arange(made - last, made) / made)
+    assert metrics["learning_rate"][-1] == pytest.approx(rates.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_types_are_kept_where_x64_is_on(variant):
+    with jax.enable_x64(True):
+        train = cartpole(VARIANTS[variant].replace(anneal_learning_rate=True))
+        state, _ = jax.eval_shape(train, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(state.learner.params)} == {jnp.dtype("float32")}
+
+
 def test_nothing_is_learnt_before_learning_starts():
     train = cartpole()
     start = train.init(jax.random.key(0))
@@ -269,6 +293,7 @@ def test_a_saved_policy_acts_as_before(tmp_path):
         (dict(learning_starts=192), "learning_starts = 192 must be below total_steps = 192"),
         (dict(learning_starts=-1), "learning_starts = -1 must be an integer >= 0"),
         (dict(batch_size=0), "batch_size = 0"),
+        (dict(total_steps=3 * 10**9), r"total_steps = 3000000000 must be below 2\*\*31"),
         (dict(n_step=0), "n_step = 0"),
         (dict(target_every=0), "target_every = 0"),
         (dict(gamma=1.5), r"gamma = 1.5 must lie in \[0.0, 1.0\]"),
