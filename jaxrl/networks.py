@@ -51,13 +51,15 @@ class MLP(nn.Module):
     """Fully connected layers with orthogonal weights: x (..., in) -> (..., features[-1]).
 
     `out_scale` is the gain of the last layer; hidden layers use sqrt(2). With `out_size` None the
-    last hidden layer, activated, is the output.
+    last hidden layer, activated, is the output. `layer_norm` normalises each hidden layer before
+    its activation (Ba et al. 2016, arXiv 1607.06450).
     """
 
     hidden: Sequence[int]
     out_size: int | None = None
     activation: str = "tanh"
     out_scale: float = 1.0
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,7 +67,7 @@ class MLP(nn.Module):
         activation = ACTIVATIONS[self.activation]
         for width in self.hidden:
             x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(2.0**0.5))(x)
-            x = activation(x)
+            x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
         if self.out_size is not None:
             x = Head(self.out_size, self.out_scale, name=f"Dense_{len(self.hidden)}")(x)
         return x
@@ -119,6 +121,50 @@ class QNet(nn.Module):
 
     def values(self, params: Any, obs: jax.Array) -> jax.Array:
         """Return Q(obs, .) under `params`: `apply`, with its type known."""
+        return cast(jax.Array, self.apply(params, obs))
+
+
+class CriticNet(nn.Module):
+    """Numbers about a real action: obs (..., in), action (..., size) -> (..., num_outputs).
+
+    `outputs` are all of them, `values` the first alone: its value Q.
+    """
+
+    hidden: Sequence[int]
+    activation: str = "relu"
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Return the outputs for (obs, action)."""
+        joined = jnp.concatenate([obs, action], axis=-1)
+        return MLP(self.hidden, self.num_outputs, self.activation)(joined)
+
+    def outputs(self, params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Return the outputs under `params`: `apply`, with its type known."""
+        return cast(jax.Array, self.apply(params, obs, action))
+
+    def values(self, params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Return Q(obs, action) (...) under `params`."""
+        return self.outputs(params, obs, action)[..., 0]
+
+
+class ActorNet(nn.Module):
+    """Deterministic policy: obs (..., in) -> action (..., size) in [-1, 1], by tanh."""
+
+    hidden: Sequence[int]
+    size: int
+    activation: str = "relu"
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Return mu(obs)."""
+        net = MLP(self.hidden, self.size, self.activation, 0.01, self.layer_norm)
+        return jnp.tanh(net(obs))
+
+    def action(self, params: Any, obs: jax.Array) -> jax.Array:
+        """Return mu(obs) under `params`: `apply`, with its type known."""
         return cast(jax.Array, self.apply(params, obs))
 
 

@@ -67,6 +67,7 @@ class TrainState:
     actors: rollout.Actors
     key: jax.Array
     num_updates: jax.Array  # () int32
+    noise: Any = None  # the agent's, see `Noise`
 
     @property
     def params(self) -> Any:
@@ -83,16 +84,30 @@ class Priority:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Exploration that remembers: a value, one part for each environment, from step to step."""
+
+    init: Callable[[jax.Array, int], Any]
+    """`init(key, num_envs) -> noise` of the first step."""
+    next: Callable[[Any, jax.Array, jax.Array], Any]
+    """`next(noise, done, key) -> noise` of the next step; done (num_envs,) where it begins an
+    episode."""
+
+
+@dataclass(frozen=True)
 class Agent:
     """What an agent brings to the loop. Observations are normalised and flat: (*batch, size)."""
 
     init: Callable[[jax.Array, jax.Array], Any]
     """`init(key, obs) -> learner`, for observations of that shape."""
-    explore: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    """`explore(learner, obs, key, env_steps) -> (env_action, action)`: to step with, to store."""
+    explore: Callable[..., tuple[jax.Array, jax.Array]]
+    """`explore(learner, obs, key, env_steps) -> (env_action, action)`: to step with, to store.
+    Where there is `noise`, it comes as a fifth argument."""
     learn: Callable[[Any, Batch, jax.Array, jax.Array], tuple[Any, Metrics, jax.Array]]
     """`learn(learner, batch, weight, key) -> (learner, metrics, td_error (batch,))`: one gradient
     step; weight (batch,) is 1 without priorities."""
+    noise: Noise | None = None
+    """Exploration that remembers."""
 
 
 def check_config(config: Settings) -> None:
@@ -169,20 +184,29 @@ def make_train(
             obs = normalize.normalize(obs_stats, obs)
         return spaces.flat(obs, obs_shape)
 
-    def act_and_step(learner, obs_stats, actors, env_steps, key):
-        """Step all environments once."""
-        key_act, key_env = jax.random.split(key)
-        env_action, action = agent.explore(learner, see(obs_stats, actors.obs), key_act, env_steps)
+    def act_and_step(learner, obs_stats, actors, noise, env_steps, key):
+        """Step all environments once: actors, noise, (transition, episodes ended)."""
+        remembered = () if agent.noise is None else (noise,)
+        key_act, key_env, *key_noise = jax.random.split(key, 2 + len(remembered))
+        env_action, action = agent.explore(
+            learner, see(obs_stats, actors.obs), key_act, env_steps, *remembered
+        )
         actors, transition, ended = rollout.step(env, env_params, actors, env_action, key_env)
-        return actors, (replace(transition, action=action), ended)
+        if agent.noise is not None:
+            done = transition.terminated | transition.truncated
+            noise = agent.noise.next(noise, done, *key_noise)
+        return actors, noise, (replace(transition, action=action), ended)
 
     def init(key: jax.Array) -> TrainState:
         key, key_learner, key_env = jax.random.split(key, 3)
         actors = rollout.reset(env, env_params, key_env, config.num_envs)
         obs_stats = normalize.init(obs_shape) if config.normalize_obs else None
-        learner = agent.init(key_learner, see(obs_stats, actors.obs))
-        _, (transition, _) = jax.eval_shape(
-            act_and_step, learner, obs_stats, actors, jnp.int32(0), key
+        learner, noise = agent.init(key_learner, see(obs_stats, actors.obs)), None
+        if agent.noise is not None:
+            key, key_noise = jax.random.split(key)
+            noise = agent.noise.init(key_noise, config.num_envs)
+        _, _, (transition, _) = jax.eval_shape(
+            act_and_step, learner, obs_stats, actors, noise, jnp.int32(0), key
         )
         buffer = replay.init(transition, config.buffer_size)
         return TrainState(
@@ -193,6 +217,7 @@ def make_train(
             actors=actors,
             key=key,
             num_updates=jnp.zeros((), jnp.int32),
+            noise=noise,
         )
 
     def batch_at(state: TrainState, place: jax.Array) -> Batch:
@@ -259,15 +284,22 @@ def make_train(
         key_collect, key_learn = jax.random.split(key)
         env_steps = index * steps_per_round
 
-        def one_step(actors, key):
-            return act_and_step(state.learner, state.obs_stats, actors, env_steps, key)
+        def one_step(carry, key):
+            actors, noise = carry
+            actors, noise, step = act_and_step(
+                state.learner, state.obs_stats, actors, noise, env_steps, key
+            )
+            return (actors, noise), step
 
         keys = jax.random.split(key_collect, config.train_every)
-        actors, (transitions, ended) = jax.lax.scan(one_step, state.actors, keys)
+        (actors, noise), (transitions, ended) = jax.lax.scan(
+            one_step, (state.actors, state.noise), keys
+        )
         if state.priorities is not None:
             priorities = prioritized.add(state.priorities, state.replay, config.train_every)
             state = replace(state, priorities=priorities)
-        state = replace(state, replay=replay.add(state.replay, transitions), actors=actors)
+        buffer = replay.add(state.replay, transitions)
+        state = replace(state, replay=buffer, actors=actors, noise=noise)
         if state.obs_stats is not None:
             state = replace(state, obs_stats=normalize.update(state.obs_stats, transitions.obs))
 

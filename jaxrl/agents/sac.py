@@ -1,0 +1,333 @@
+"""Soft actor-critic, Haarnoja et al. (2018, https://arxiv.org/abs/1812.05905).
+
+Maximises reward plus entropy, E[ sum_t gamma^t (r + alpha H(pi(. | s))) ]. With two critics Q_i,
+their slowly following copies Q'_i, and actions a ~ pi(. | s), a' ~ pi(. | s'),
+
+    y        = r + gamma (min_i Q'_i(s', a') - alpha log pi(a' | s'))    (eq. 3 with eq. 5)
+    J(Q_i)   = E[ 1/2 (Q_i(s, a_replay) - y)^2 ]                         (eq. 5)
+    J(pi)    = E[ alpha log pi(a | s) - min_i Q_i(s, a) ]                (eq. 9)
+    J(alpha) = E[ -alpha (log pi(a | s) + H_target) ]                    (eq. 18)
+
+Real actions are a tanh of a Gaussian (appendix C). For discrete actions the expectations over a
+and a' are sums (Christodoulou 2019, https://arxiv.org/abs/1910.07207, eq. 10 to 12). The loop
+around it is jaxrl.off_policy's. Where we differ from most: a time limit is not an end, its last
+observation is bootstrapped from; gradients are clipped by their *global* norm; the temperature
+follows the gradient of eq. 18 with log alpha in alpha's place, as the authors' own program.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl import normalize, off_policy, spaces
+from jaxrl.checks import check_choice, check_real, check_widths
+from jaxrl.distributions import Categorical, TanhNormal
+from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet
+from jaxrl.off_policy import TrainState
+from jaxrl.replay import Batch
+from jaxrl.types import Env, Metrics, Policy, Train
+
+
+@struct.dataclass
+class Config:
+    """Settings of SAC. Reals are leaves, so `vmap` sweeps them; the rest is static.
+
+    There are num_gradient_steps / (train_every * num_envs) gradient steps to an environment step.
+    """
+
+    total_steps: int = struct.field(pytree_node=False, default=100_000)
+    """Environment steps of the whole run, all environments together."""
+    num_envs: int = struct.field(pytree_node=False, default=8)
+    """Environments stepped in parallel."""
+    num_steps: int = struct.field(pytree_node=False, default=125)
+    """Steps of each environment in one update, the unit of metrics and logs."""
+    train_every: int = struct.field(pytree_node=False, default=1)
+    """Steps of each environment between two rounds of learning."""
+    num_gradient_steps: int = struct.field(pytree_node=False, default=4)
+    """Gradient steps in one round of learning."""
+    batch_size: int = struct.field(pytree_node=False, default=256)
+    """Transitions in one gradient step."""
+    buffer_size: int = struct.field(pytree_node=False, default=100_000)
+    """Most recent transitions that are kept."""
+    learning_starts: int = struct.field(pytree_node=False, default=1_000)
+    """Environment steps before the first gradient step; until then actions are uniform."""
+    learning_rate: float = 1e-3
+    """Step size of Adam, at the start."""
+    actor_rate_factor: float = 1.0
+    """Learning rate of the policy as a multiple of learning_rate."""
+    alpha_rate_factor: float = 1.0
+    """Learning rate of the temperature as a multiple of learning_rate."""
+    anneal_learning_rate: bool = struct.field(pytree_node=False, default=False)
+    """Let the learning rates fall linearly to 0 over the run."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.005
+    """Part of the way that the target critics move to the online ones in a gradient step."""
+    learn_alpha: bool = struct.field(pytree_node=False, default=True)
+    """Let the temperature follow the target entropy; otherwise it stays at initial_alpha."""
+    initial_alpha: float = 1.0
+    """Temperature, the weight of the entropy, at the start."""
+    target_entropy: float = -1.0
+    """Real actions: target entropy of one component, in nats, with the bounds at -1 and 1."""
+    target_entropy_ratio: float = 0.5
+    """Discrete actions: target entropy as a part of log(number of actions), the most there is."""
+    n_step: int = struct.field(pytree_node=False, default=1)
+    """Rewards summed before the bootstrap; the entropy of the steps between is left out."""
+    max_grad_norm: float = 10.0
+    """Bound on the global norm of the gradient, of the policy's and of the critics' each."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    normalize_obs: bool = struct.field(pytree_node=False, default=False)
+    """Give observations running mean 0 and standard deviation 1."""
+    hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
+    """Hidden layer widths of the policy and of each critic."""
+    activation: str = struct.field(pytree_node=False, default="relu")
+    """Activation of the hidden layers."""
+
+
+@struct.dataclass
+class Learner:
+    """What learns: part of the train state."""
+
+    policy: Any
+    critics: Any  # of both, leading axis (2,)
+    target_critics: Any
+    log_alpha: jax.Array  # ()
+    policy_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+    num_gradient_steps: jax.Array  # () int32
+
+
+def soft_value(q: jax.Array, log_prob: jax.Array, alpha: float | jax.Array) -> jax.Array:
+    """Return V (B,) from one drawn action, eq. 3: q (2, B) of both critics, log_prob (B,)."""
+    return q.min(0) - alpha * log_prob
+
+
+def soft_value_discrete(q: jax.Array, log_probs: jax.Array, alpha: float | jax.Array) -> jax.Array:
+    """Return V (B,), Christodoulou (2019) eq. 10: q (2, B, n) of both critics, log_probs (B, n)."""
+    each = q.min(0) - alpha * log_probs
+    # a probability of 0 has the log -inf: 0 * inf is not a number
+    return jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * each, 0.0).sum(-1)
+
+
+def critic_loss(td_error: jax.Array, weight: jax.Array) -> jax.Array:
+    """Sum over the critics of half the weighted mean square (eq. 5): td_error (2, B), weight (B,).
+
+    The sum lets each critic learn as if it were alone.
+    """
+    return 0.5 * (td_error**2).sum(0).dot(weight) / weight.shape[0]
+
+
+def alpha_loss(log_alpha: jax.Array, entropy: jax.Array, target_entropy: Any) -> jax.Array:
+    """Eq. 18 with log alpha in alpha's place; entropy (B,) of the policy, estimated or exact."""
+    return log_alpha * (entropy - target_entropy).mean()
+
+
+def check_config(config: Config, env: Env, env_params: Any) -> None:
+    """Raise ValueError, naming field, value and remedy, if the settings can't work with `env`."""
+    off_policy.check_config(config)
+    check_real("learning_rate", config.learning_rate, 0.0, math.inf, above=True)
+    check_real("actor_rate_factor", config.actor_rate_factor, 0.0, math.inf, above=True)
+    check_real("alpha_rate_factor", config.alpha_rate_factor, 0.0, math.inf, above=True)
+    check_real("tau", config.tau, 0.0, 1.0, above=True)
+    check_real("initial_alpha", config.initial_alpha, 0.0, math.inf, above=True)
+    # a squashed action in [-1, 1] has at most the entropy of the uniform one, log 2
+    check_real("target_entropy", config.target_entropy, -math.inf, math.log(2.0))
+    check_real("target_entropy_ratio", config.target_entropy_ratio, 0.0, 1.0)
+    check_real("max_grad_norm", config.max_grad_norm, 0.0, math.inf, above=True)
+    check_real("adam_eps", config.adam_eps, 0.0, math.inf, above=True)
+    check_widths("hidden", config.hidden)
+    check_choice("activation", config.activation, ACTIVATIONS)
+    spaces.read(env, env_params)
+
+
+def policy_net(config: Config, action: spaces.ActionSpec) -> PolicyNet:
+    """Build the policy network that `config` describes."""
+    real = isinstance(action, spaces.Box)
+    return PolicyNet(config.hidden, action, config.activation, "tanh", state_dependent_std=real)
+
+
+def make_act(
+    config: Config, action: spaces.ActionSpec, obs_shape: tuple[int, ...]
+) -> Callable[..., jax.Array]:
+    """Return `act(policy, obs, key=None) -> action`, pure; obs (*batch, *obs_shape).
+
+    The action is in the environment's units: the most likely one, or, given a key, a drawn one.
+    """
+    net = policy_net(config, action)
+
+    def act(policy: Policy, obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        if policy.obs_stats is not None:
+            obs = normalize.normalize(policy.obs_stats, obs)
+        pi = net.policy(policy.params, spaces.flat(obs, obs_shape))
+        drawn = pi.mode() if key is None else pi.sample(key)
+        if isinstance(action, spaces.Discrete):
+            return drawn
+        assert isinstance(pi, TanhNormal)
+        return action.scale(pi.squash(drawn))
+
+    return act
+
+
+def get_policy(state: TrainState) -> Policy:
+    """Take what acting needs out of a train state."""
+    return Policy(state.learner.policy, state.obs_stats)
+
+
+def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
+    """Return the whole training run, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
+
+    `vmap` over keys trains many seeds; over real fields of `config` it sweeps them (see
+    `jaxrl.agents.ppo.make_train`).
+
+    Raises:
+        ValueError: `config` cannot work (see `check_config`), or the buffer does not fit.
+
+    Warns:
+        UserWarning: `total_steps` is not a whole number of updates and is rounded up.
+    """
+    check_config(config, env, env_params)
+    # swept reals may come as float64 where x64 is on; the loop's carry is float32
+    config = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
+    )
+    action_spec, _ = spaces.read(env, env_params)
+    pi_net = policy_net(config, action_spec)
+    # flat: one array to work on instead of one for each layer
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm),
+            optax.scale_by_adam(eps=config.adam_eps),
+        )
+    )
+    alpha_optimizer = optax.scale_by_adam(eps=config.adam_eps)
+    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
+    all_gradient_steps = rounds * config.num_gradient_steps
+
+    if isinstance(action_spec, spaces.Discrete):
+        target_entropy = config.target_entropy_ratio * math.log(action_spec.n)
+        q_net = QNet(config.hidden, action_spec.n, config.activation)
+        q_inputs = 1
+    else:
+        target_entropy = config.target_entropy * action_spec.size
+        q_net = CriticNet(config.hidden, config.activation)
+        q_inputs = 2
+    both_q = jax.vmap(q_net.values, in_axes=(0, *(None,) * q_inputs))  # of either critic: (2, ...)
+
+    def init(key: jax.Array, obs: jax.Array) -> Learner:
+        key_policy, key_critics = jax.random.split(key)
+        policy = pi_net.init(key_policy, obs)
+        inputs = [obs]
+        if isinstance(action_spec, spaces.Box):
+            inputs.append(jnp.zeros((*obs.shape[:-1], action_spec.size)))
+        critics = jax.vmap(lambda key: q_net.init(key, *inputs))(jax.random.split(key_critics))
+        log_alpha = jnp.log(jnp.float32(config.initial_alpha))
+        return Learner(
+            policy=policy,
+            critics=critics,
+            target_critics=critics,
+            log_alpha=log_alpha,
+            policy_opt=optimizer.init(policy),
+            critic_opt=optimizer.init(critics),
+            alpha_opt=alpha_optimizer.init(log_alpha),
+            num_gradient_steps=jnp.zeros((), jnp.int32),
+        )
+
+    def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
+        key_policy, key_random = jax.random.split(key)
+        pi = pi_net.policy(learner.policy, obs)
+        drawn, waiting = pi.sample(key_policy), env_steps < config.learning_starts
+        if isinstance(action_spec, spaces.Discrete):
+            random = jax.random.randint(key_random, drawn.shape, 0, action_spec.n)
+            action = jnp.where(waiting, random, drawn)
+            return action, action
+        assert isinstance(pi, TanhNormal)
+        random = jax.random.uniform(key_random, drawn.shape, minval=-1.0, maxval=1.0)
+        action = jnp.where(waiting, random, pi.squash(drawn))
+        return action_spec.scale(action), action
+
+    def value(policy: Any, critics: Any, alpha: jax.Array, obs: jax.Array, key: jax.Array):
+        """Return the soft value V (B,) and the policy's entropy (B,)."""
+        pi = pi_net.policy(policy, obs)
+        if isinstance(pi, Categorical):
+            log_probs = jax.nn.log_softmax(pi.logits)
+            return soft_value_discrete(both_q(critics, obs), log_probs, alpha), pi.entropy(key)
+        assert isinstance(pi, TanhNormal)
+        drawn = pi.sample(key)
+        log_prob = pi.log_prob(drawn)
+        return soft_value(both_q(critics, obs, pi.squash(drawn)), log_prob, alpha), -log_prob
+
+    def loss_of_critics(critics: Any, batch: Batch, target: jax.Array, weight: jax.Array):
+        if isinstance(action_spec, spaces.Discrete):
+            one_hot = jax.nn.one_hot(batch.action, action_spec.n)  # a gather is slow on CPU
+            q = (both_q(critics, batch.obs) * one_hot[None]).sum(-1)
+        else:
+            q = both_q(critics, batch.obs, batch.action)
+        td_error = q - target[None]
+        return critic_loss(td_error, weight), (td_error, q)
+
+    def loss_of_policy(policy: Any, critics: Any, alpha: jax.Array, batch: Batch, key: jax.Array):
+        soft, entropy = value(policy, critics, alpha, batch.obs, key)
+        return -soft.mean(), entropy
+
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
+        key_next, key_policy = jax.random.split(key)
+        alpha = jnp.exp(learner.log_alpha)
+        left = 1.0
+        if config.anneal_learning_rate:
+            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+        rate = config.learning_rate * left
+
+        # outside the loss: what is not differentiated must not pass through the backward pass
+        next_value, _ = value(
+            learner.policy, learner.target_critics, alpha, batch.next_obs, key_next
+        )
+        target = batch.reward + batch.discount * next_value
+        (loss, (td_error, q)), critic_grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
+            learner.critics, batch, target, weight
+        )
+        updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
+        critics = jax.tree.map(lambda p, u: p - rate * u, learner.critics, updates)
+        target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
+
+        (policy_loss, entropy), policy_grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
+            learner.policy, critics, alpha, batch, key_policy
+        )
+        updates, policy_opt = optimizer.update(policy_grads, learner.policy_opt)
+        policy_rate = rate * config.actor_rate_factor
+        policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
+
+        log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
+        if config.learn_alpha:
+            alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
+            update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
+            log_alpha = log_alpha - rate * config.alpha_rate_factor * update
+        metrics: Metrics = {
+            "critic_loss": loss,
+            "policy_loss": policy_loss,
+            "q": q.mean(),
+            "td_error": jnp.abs(td_error).mean(),
+            "entropy": entropy.mean(),
+            "alpha": alpha,
+            "critic_grad_norm": optax.tree.norm(critic_grads),
+            "policy_grad_norm": optax.tree.norm(policy_grads),
+        }
+        learner = Learner(
+            policy=policy,
+            critics=critics,
+            target_critics=target_critics,
+            log_alpha=log_alpha,
+            policy_opt=policy_opt,
+            critic_opt=critic_opt,
+            alpha_opt=alpha_opt,
+            num_gradient_steps=learner.num_gradient_steps + 1,
+        )
+        return learner, metrics, td_error.mean(0)
+
+    return off_policy.make_train(config, env, env_params, off_policy.Agent(init, explore, learn))

@@ -1,0 +1,19 @@
+"""Train SAC: `python -m train.sac --env Pendulum-v1 --num-seeds 4`.
+
+Everything lands in runs/<name>/, see `train._run`; the tuned settings are in `train._presets`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jaxrl.agents import sac
+from train import _run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; return the exit code."""
+    return _run.main(sac, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
