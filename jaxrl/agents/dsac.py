@@ -21,7 +21,7 @@ of tanh's slope once for each component of the action, so twice on the race trac
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -312,11 +312,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             if config.learn_alpha:
                 alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
                 update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
-                log_alpha = log_alpha - rate * config.alpha_rate_factor * update
-            targets = optax.incremental_update(
-                (policy, critic), (learner.target_policy, learner.target_critic), config.tau
-            )
-            changed = (policy, policy_opt, log_alpha, alpha_opt, *targets)
+                log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
+            target_policy = optax.incremental_update(policy, learner.target_policy, config.tau)
+            target_critic = optax.incremental_update(critic, learner.target_critic, config.tau)
+            changed = (policy, policy_opt, log_alpha, alpha_opt, target_policy, target_critic)
             return changed, (policy_loss, entropy.mean(), optax.tree.norm(grads))
 
         def wait():

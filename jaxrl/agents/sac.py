@@ -17,7 +17,7 @@ follows the gradient of eq. 18 with log alpha in alpha's place, as the authors' 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         target_entropy = config.target_entropy * action_spec.size
         q_net = CriticNet(config.hidden, config.activation)
         q_inputs = 2
-    both_q = jax.vmap(q_net.values, in_axes=(0, *(None,) * q_inputs))  # of either critic: (2, ...)
+    # of either critic: (2, ...)
+    both_q = cast(
+        Callable[..., jax.Array], jax.vmap(q_net.values, in_axes=(0, *(None,) * q_inputs))
+    )
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
         key_policy, key_critics = jax.random.split(key)
@@ -307,7 +310,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         if config.learn_alpha:
             alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
             update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
-            log_alpha = log_alpha - rate * config.alpha_rate_factor * update
+            log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
         metrics: Metrics = {
             "critic_loss": loss,
             "policy_loss": policy_loss,

@@ -263,10 +263,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             updates, policy_opt = optimizer.update(grads, learner.policy_opt)
             policy_rate = rate * config.actor_rate_factor
             policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
-            targets = optax.incremental_update(
-                (policy, critics), (learner.target_policy, learner.target_critics), config.tau
-            )
-            return (policy, policy_opt, *targets), (policy_loss, optax.tree.norm(grads))
+            target_policy = optax.incremental_update(policy, learner.target_policy, config.tau)
+            target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
+            changed = (policy, policy_opt, target_policy, target_critics)
+            return changed, (policy_loss, optax.tree.norm(grads))
 
         def wait():
             """Leave them; metrics of 0, so that their means are those of all gradient steps."""

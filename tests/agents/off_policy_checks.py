@@ -210,16 +210,17 @@ class Learnt:
         policies = self.of(kind, self.policy)
         return np.asarray(jax.vmap(lambda p: self.act(p, jnp.array([o])))(policies))
 
-    def value(self, kind: Any, q: Any, o: float, a: float) -> np.ndarray:
-        """Return `q(learner, obs (1,), action (1,))` of every seed."""
-        learner = self.of(kind, self.learner)
-        return np.asarray(jax.vmap(lambda p: q(p, jnp.array([o]), jnp.array([a])))(learner))
+    def value(self, kind: Any, q: Any, o: float) -> np.ndarray:
+        """Return `q(learner, obs (1,), action)` of every seed, for the action it would take."""
+        learner, action = self.of(kind, self.learner), self.action(kind, o)
+        return np.asarray(jax.vmap(lambda p, a: q(p, jnp.array([o]), a))(learner, action))
 
 
-def check_values(learnt: Learnt, q: Any, rtol: float = 0.03) -> None:
+def check_values(learnt: Learnt, q: Any) -> None:
     """All probes of the value, exact; q as `Learnt.value` takes it, gamma = 0.9."""
     expected = [
         (probes.ConstantReward, 0.0, 1.0),
+        (probes.ActionDecides, 0.0, 1.0),
         (probes.RewardIsObs, 1.0, 1.0),
         (probes.RewardIsObs, -1.0, -1.0),
         (probes.TwoSteps, 0.0, 0.9),
@@ -229,10 +230,8 @@ def check_values(learnt: Learnt, q: Any, rtol: float = 0.03) -> None:
         (probes.ResetIsWorthless, -1.0, 9.0),
     ]
     for kind, o, value in expected:
-        got = learnt.value(kind, q, o, 0.0)
-        np.testing.assert_allclose(got, value, rtol=rtol, atol=0.03, err_msg=f"{kind} {o}")
-    got = learnt.value(probes.ActionDecides, q, 0.0, 0.5)
-    np.testing.assert_allclose(got, 0.5, atol=0.1, err_msg="ActionDecides")
+        got = learnt.value(kind, q, o)
+        np.testing.assert_allclose(got, value, rtol=0.03, atol=0.03, err_msg=f"{kind} {o}")
 
 
 def check_real_actions(learnt: Learnt) -> None:

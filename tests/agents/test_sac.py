@@ -186,11 +186,9 @@ def test_probe_discrete_values(learnt_discrete):
         return jax.vmap(lambda p: net.values(p, obs))(learner.critics)
 
     # episodes of one step: nothing follows, so the entropy adds nothing
+    np.testing.assert_allclose(learnt_discrete.value(probes.RewardIsObs, q, -1.0), -1.0, atol=0.05)
     np.testing.assert_allclose(
-        learnt_discrete.value(probes.RewardIsObs, q, -1.0, 0.0), -1.0, atol=0.05
-    )
-    np.testing.assert_allclose(
-        learnt_discrete.value(probes.ActionDecides, q, 0.0, 0.0),
+        learnt_discrete.value(probes.ActionDecides, q, 0.0),
         np.broadcast_to([-1.0, 1.0], (3, 2, 2)),
         atol=0.05,
     )
