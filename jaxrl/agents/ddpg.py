@@ -275,7 +275,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             action = jax.vmap(
                 lambda normals, o: pi_net.action(perturb(learner.policy, normals, learner.sigma), o)
             )(noise, obs)
-        elif config.noise == "ou":
+        elif noise is not None:  # of Ornstein and Uhlenbeck
             action = jnp.clip(pi_net.action(learner.policy, obs) + noise, -1.0, 1.0)
         else:
             action = pi_net.action(learner.policy, obs)
