@@ -102,8 +102,9 @@ def test_the_noise_moves_actions_as_much_as_asked():
     small, large = np.asarray(jax.jit(jax.vmap(distance))(jnp.array([1e-3, 2.0])))
     assert small[0] < 0.1
     assert large[0] > 0.3
-    assert small[-5:].mean() == pytest.approx(0.2, abs=0.03)
-    assert large[-5:].mean() == pytest.approx(0.2, abs=0.03)
+    # half of the draws move less than 0.2; few move much more, so that the mean lies above
+    assert 0.2 < small[-5:].mean() < 0.28
+    assert 0.2 < large[-5:].mean() < 0.28
 
 
 def test_two_seeds_differ_from_the_start():
