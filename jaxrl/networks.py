@@ -149,6 +149,18 @@ class CriticNet(nn.Module):
         return self.outputs(params, obs, action)[..., 0]
 
 
+def two_values(net: QNet | CriticNet, params: Any, *inputs: jax.Array) -> jax.Array:
+    """Return the values (2, ...) under two sets of params (leading axis 2) for the same inputs.
+
+    One network after the other: on CPU a batched matrix product takes a quarter longer than two.
+    """
+    each = [
+        cast(jax.Array, net.values(jax.tree.map(lambda x, i=i: x[i], params), *inputs))
+        for i in (0, 1)
+    ]
+    return jnp.stack(each)
+
+
 class ActorNet(nn.Module):
     """Deterministic policy: obs (..., in) -> action (..., size) in [-1, 1], by tanh."""
 

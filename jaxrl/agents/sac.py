@@ -27,7 +27,7 @@ from flax import struct
 from jaxrl import normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.distributions import Categorical, TanhNormal
-from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet
+from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
 from jaxrl.types import Env, Metrics, Policy, Train
@@ -213,15 +213,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     if isinstance(action_spec, spaces.Discrete):
         target_entropy = config.target_entropy_ratio * math.log(action_spec.n)
         q_net = QNet(config.hidden, action_spec.n, config.activation)
-        q_inputs = 1
     else:
         target_entropy = config.target_entropy * action_spec.size
         q_net = CriticNet(config.hidden, config.activation)
-        q_inputs = 2
-    # of either critic: (2, ...)
-    both_q = cast(
-        Callable[..., jax.Array], jax.vmap(q_net.values, in_axes=(0, *(None,) * q_inputs))
-    )
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
         key_policy, key_critics = jax.random.split(key)
@@ -260,18 +254,20 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         pi = pi_net.policy(policy, obs)
         if isinstance(pi, Categorical):
             log_probs = jax.nn.log_softmax(pi.logits)
-            return soft_value_discrete(both_q(critics, obs), log_probs, alpha), pi.entropy(key)
+            q = two_values(q_net, critics, obs)
+            return soft_value_discrete(q, log_probs, alpha), pi.entropy(key)
         assert isinstance(pi, TanhNormal)
         drawn = pi.sample(key)
         log_prob = pi.log_prob(drawn)
-        return soft_value(both_q(critics, obs, pi.squash(drawn)), log_prob, alpha), -log_prob
+        q = two_values(q_net, critics, obs, pi.squash(drawn))
+        return soft_value(q, log_prob, alpha), -log_prob
 
     def loss_of_critics(critics: Any, batch: Batch, target: jax.Array, weight: jax.Array):
         if isinstance(action_spec, spaces.Discrete):
             one_hot = jax.nn.one_hot(batch.action, action_spec.n)  # a gather is slow on CPU
-            q = (both_q(critics, batch.obs) * one_hot[None]).sum(-1)
+            q = (two_values(q_net, critics, batch.obs) * one_hot[None]).sum(-1)
         else:
-            q = both_q(critics, batch.obs, batch.action)
+            q = two_values(q_net, critics, batch.obs, batch.action)
         td_error = q - target[None]
         return critic_loss(td_error, weight), (td_error, q)
 

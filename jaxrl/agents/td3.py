@@ -23,7 +23,7 @@ from flax import struct
 
 from jaxrl import normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_count, check_real, check_widths
-from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet
+from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
 from jaxrl.types import Env, Metrics, Policy, Train
@@ -193,7 +193,6 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     assert isinstance(action_spec, spaces.Box)
     pi_net = policy_net(config, action_spec)
     q_net = CriticNet(config.hidden, config.activation)
-    both_q = jax.vmap(q_net.values, in_axes=(0, None, None))  # of either critic: (2, B)
     # flat: one array to work on instead of one for each layer
     optimizer = optax.flatten(
         optax.chain(
@@ -228,7 +227,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         return action_spec.scale(action), action
 
     def loss_of_critics(critics: Any, batch: Batch, target: jax.Array, weight: jax.Array):
-        q = both_q(critics, batch.obs, batch.action)
+        q = two_values(q_net, critics, batch.obs, batch.action)
         td_error = q - target[None]
         return critic_loss(td_error, weight), (td_error, q)
 
@@ -250,7 +249,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             config.target_noise,
             config.target_noise_clip,
         )
-        target = td_target(batch, both_q(learner.target_critics, batch.next_obs, next_action))
+        target = td_target(
+            batch, two_values(q_net, learner.target_critics, batch.next_obs, next_action)
+        )
         (loss, (td_error, q)), critic_grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
             learner.critics, batch, target, weight
         )
