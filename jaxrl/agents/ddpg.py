@@ -105,6 +105,11 @@ class Learner:
     sigma: jax.Array  # () standard deviation of the noise on parameters
     num_gradient_steps: jax.Array  # () int32
 
+    @property
+    def params(self) -> Any:
+        """What is trained, targets apart."""
+        return {"policy": self.policy, "critic": self.critic}
+
 
 def td_target(batch: Batch, next_q: jax.Array) -> jax.Array:
     """Return y (B,): r + discount * Q'(s', mu'(s')); next_q (B,) of the target networks."""

@@ -112,6 +112,11 @@ class Learner:
     alpha_opt: optax.OptState
     num_gradient_steps: jax.Array  # () int32
 
+    @property
+    def params(self) -> Any:
+        """What is trained, targets apart."""
+        return {"policy": self.policy, "critic": self.critic}
+
 
 def return_distribution(
     outputs: jax.Array, min_std: float | jax.Array

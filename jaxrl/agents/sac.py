@@ -103,6 +103,11 @@ class Learner:
     alpha_opt: optax.OptState
     num_gradient_steps: jax.Array  # () int32
 
+    @property
+    def params(self) -> Any:
+        """What is trained, targets apart."""
+        return {"policy": self.policy, "critics": self.critics}
+
 
 def soft_value(q: jax.Array, log_prob: jax.Array, alpha: float | jax.Array) -> jax.Array:
     """Return V (B,) from one drawn action, eq. 3: q (2, B) of both critics, log_prob (B,)."""

@@ -96,6 +96,11 @@ class Learner:
     critic_opt: optax.OptState
     num_gradient_steps: jax.Array  # () int32
 
+    @property
+    def params(self) -> Any:
+        """What is trained, targets apart."""
+        return {"policy": self.policy, "critics": self.critics}
+
 
 def smoothed(
     action: jax.Array, key: jax.Array, std: float | jax.Array, bound: float | jax.Array
