@@ -38,8 +38,8 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer."""
         init = nn.initializers.orthogonal(self.scale)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.features > MAX_COLUMNS:
             out = x @ kernel
         else:
