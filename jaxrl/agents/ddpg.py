@@ -247,8 +247,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             optax.scale_by_adam(eps=config.adam_eps),
         )
     )
-    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
-    all_gradient_steps = rounds * config.num_gradient_steps
+    all_gradient_steps = off_policy.num_gradient_steps(config)
 
     num_inputs = math.prod(obs_shape)
     mask = perturbable(jax.eval_shape(pi_net.init, jax.random.key(0), jnp.zeros(num_inputs)))
@@ -301,7 +300,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
         left = 1.0
         if config.anneal_learning_rate:
-            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+            left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
         # outside the loss: what is not differentiated must not pass through the backward pass
@@ -311,14 +310,16 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             learner.critic, batch, target, weight
         )
         updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
-        critic = jax.tree.map(lambda p, u: p - rate * u, learner.critic, updates)
+        critic = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), learner.critic, updates)
 
         (policy_loss, action), policy_grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
             learner.policy, critic, batch
         )
         updates, policy_opt = optimizer.update(policy_grads, learner.policy_opt)
         policy_rate = rate * config.actor_rate_factor
-        policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
+        policy = jax.tree.map(
+            lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
+        )
         metrics: Metrics = {
             "critic_loss": loss,
             "policy_loss": policy_loss,

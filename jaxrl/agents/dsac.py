@@ -238,8 +238,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
     )
     alpha_optimizer = optax.scale_by_adam(eps=config.adam_eps)
-    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
-    all_gradient_steps = rounds * config.num_gradient_steps
+    all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
         key_policy, key_critic = jax.random.split(key)
@@ -291,7 +290,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         alpha = jnp.exp(learner.log_alpha)
         left = 1.0
         if config.anneal_learning_rate:
-            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+            left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
         # outside the loss: what is not differentiated must not pass through the backward pass
@@ -303,7 +302,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             learner.critic, batch, target, weight
         )
         updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
-        critic = jax.tree.map(lambda p, u: p - rate * u, learner.critic, updates)
+        critic = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), learner.critic, updates)
 
         def improve():
             """Take a step of policy and temperature, and of the target networks."""
@@ -312,7 +311,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             )
             updates, policy_opt = optimizer.update(grads, learner.policy_opt)
             policy_rate = rate * config.actor_rate_factor
-            policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
+            policy = jax.tree.map(
+                lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
+            )
             log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
             if config.learn_alpha:
                 alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)

@@ -212,8 +212,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
     )
     alpha_optimizer = optax.scale_by_adam(eps=config.adam_eps)
-    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
-    all_gradient_steps = rounds * config.num_gradient_steps
+    all_gradient_steps = off_policy.num_gradient_steps(config)
 
     if isinstance(action_spec, spaces.Discrete):
         target_entropy = config.target_entropy_ratio * math.log(action_spec.n)
@@ -285,7 +284,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         alpha = jnp.exp(learner.log_alpha)
         left = 1.0
         if config.anneal_learning_rate:
-            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+            left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
         # outside the loss: what is not differentiated must not pass through the backward pass
@@ -297,7 +296,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             learner.critics, batch, target, weight
         )
         updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
-        critics = jax.tree.map(lambda p, u: p - rate * u, learner.critics, updates)
+        critics = jax.tree.map(
+            lambda p, u: (p - rate * u).astype(p.dtype), learner.critics, updates
+        )
         target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
 
         (policy_loss, entropy), policy_grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
@@ -305,7 +306,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
         updates, policy_opt = optimizer.update(policy_grads, learner.policy_opt)
         policy_rate = rate * config.actor_rate_factor
-        policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
+        policy = jax.tree.map(
+            lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
+        )
 
         log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
         if config.learn_alpha:

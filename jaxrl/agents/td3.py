@@ -205,8 +205,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             optax.scale_by_adam(eps=config.adam_eps),
         )
     )
-    rounds = -(-config.total_steps // (config.num_envs * config.train_every))
-    all_gradient_steps = rounds * config.num_gradient_steps
+    all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
         key_policy, key_critics = jax.random.split(key)
@@ -244,7 +243,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         num_gradient_steps = learner.num_gradient_steps + 1
         left = 1.0
         if config.anneal_learning_rate:
-            left = 1.0 - learner.num_gradient_steps / all_gradient_steps
+            left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
         # outside the loss: what is not differentiated must not pass through the backward pass
@@ -261,14 +260,18 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             learner.critics, batch, target, weight
         )
         updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
-        critics = jax.tree.map(lambda p, u: p - rate * u, learner.critics, updates)
+        critics = jax.tree.map(
+            lambda p, u: (p - rate * u).astype(p.dtype), learner.critics, updates
+        )
 
         def improve():
             """Take a step of the policy, and of all target networks: algorithm 1, lower part."""
             policy_loss, grads = jax.value_and_grad(loss_of_policy)(learner.policy, critics, batch)
             updates, policy_opt = optimizer.update(grads, learner.policy_opt)
             policy_rate = rate * config.actor_rate_factor
-            policy = jax.tree.map(lambda p, u: p - policy_rate * u, learner.policy, updates)
+            policy = jax.tree.map(
+                lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
+            )
             target_policy = optax.incremental_update(policy, learner.target_policy, config.tau)
             target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
             changed = (policy, policy_opt, target_policy, target_critics)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrl.agents import dqn, ppo
+from jaxrl.agents import dqn, ppo, sac
 from jaxrl.cost import flops
 from jaxrl.cost.flops import count
 
@@ -510,11 +510,39 @@ def dqn_run(double):
     return dqn.make_train(config, *gymnax.make("CartPole-v1")), macs
 
 
+def sac_run():
+    """(train, expected MACs): acting, and in a gradient step three passes of policy and critics.
+
+    The target: one of each. The critics' loss: 3 of the critics less the first layer's input
+    gradient. The policy's loss: 3 of the policy less the same, and of the critics the values and
+    the gradients of inputs down to the action: their weights are not differentiated.
+    """
+    config = sac.Config(
+        total_steps=3 * 8 * 16,
+        num_envs=8,
+        num_steps=16,
+        train_every=2,
+        num_gradient_steps=3,
+        batch_size=20,
+        buffer_size=100,
+        learning_starts=0,
+        hidden=(24, 12),
+    )
+    actor, actor_first = macs_of(3, 24, 12, 2)  # mean and deviation of one action
+    critic, critic_first = macs_of(3 + 1, 24, 12, 1)
+    target = actor + 2 * critic
+    learning = 2 * (3 * critic - critic_first) + (3 * actor - actor_first) + 2 * 2 * critic
+    weighing = 2  # the critics' loss by the batch's weights, and its gradient
+    macs = 3 * 8 * 16 * actor + 3 * 8 * 3 * 20 * (target + learning + weighing)
+    return sac.make_train(config, *gymnax.make("Pendulum-v1")), macs
+
+
 RUNS = {
     "ppo, discrete": lambda: ppo_run("CartPole-v1", 4, 2),
     "ppo, real": lambda: ppo_run("Pendulum-v1", 3, 1),
     "dqn": lambda: dqn_run(double=False),
     "dqn, double": lambda: dqn_run(double=True),
+    "sac": sac_run,
 }
 
 
