@@ -1,5 +1,5 @@
 # Short names for dev.py, which works without make: see `python3 dev.py`.
-.PHONY: setup train test check bench wheel
+.PHONY: setup train test test-all check bench wheel
 
 setup:
 	python3 dev.py setup
@@ -7,6 +7,8 @@ train:
 	python3 dev.py train
 test:
 	python3 dev.py test
+test-all:
+	python3 dev.py test-all
 check:
 	python3 dev.py check
 bench:

@@ -3,6 +3,7 @@
 
     python3 dev.py train [options of train.ppo]     set up, train racers, show the result
     python3 dev.py test  [options of pytest]        set up, run the tests
+    python3 dev.py test-all [options of pytest]     the same with the slow ones
     python3 dev.py check                            set up, lint, check formatting and types
     python3 dev.py setup                            only set up
     python3 dev.py run COMMAND ...                  run a command inside the environment
@@ -32,8 +33,8 @@ def main(argv: list[str]) -> int:
     command, *rest = argv or ["help"]
     commands = {
         "train": lambda: run("python", "-m", "train.ppo", *rest),
-        # two files at a time; -n 0 runs them one by one
-        "test": lambda: run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *rest),
+        "test": lambda: test("-m", "not slow", *rest),
+        "test-all": lambda: test(*rest),
         "check": check,
         "setup": lambda: 0,
         "run": lambda: run(*rest) if rest else fail("run needs a command"),
@@ -75,6 +76,11 @@ def setup() -> int:
             return fail(f"setting up failed ({' '.join(step[1:])}); is there a network?")
     STAMP.write_text(wanted)
     return 0
+
+
+def test(*options: str) -> int:
+    """Run the tests, two files at a time (-n 0: one by one)."""
+    return run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *options)
 
 
 def check() -> int:

@@ -111,6 +111,7 @@ def test_two_seeds_differ_from_the_start():
     checks.check_seeds_differ(ddpg, ("policy", "critic"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["ou", "parameter"])
 def test_vmap_over_the_real_settings_equals_single_runs(noise):
     # 0.9 of the default factor 1.01 would be no factor
@@ -170,6 +171,7 @@ def test_probe_real_actions(learnt):
     checks.check_real_actions(learnt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -349,7 +349,7 @@ def learn(env, config=PROBE, num_seeds=2):
     return lambda o: jax.vmap(lambda p: net.values(p, jnp.array([o])))(state.learner.params)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", ["plain", "action as input"])  # the others: below
 def test_probe_action_copies_the_observation(option):
     q = learn(probes.CopyObs(), PROBE.replace(**OPTIONS[option]))
     np.testing.assert_allclose(q(1.0), [[-1.0, 1.0]] * 2, atol=0.05)

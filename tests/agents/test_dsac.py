@@ -58,6 +58,7 @@ def test_two_seeds_differ_from_the_start():
     checks.check_seeds_differ(dsac, ("policy", "critic"))
 
 
+@pytest.mark.slow
 def test_vmap_over_the_real_settings_equals_single_runs():
     checks.check_sweep(dsac)
 
@@ -115,6 +116,7 @@ def test_probe_real_actions(learnt):
     checks.check_real_actions(learnt)
 
 
+@pytest.mark.slow
 def test_learns_pendulum():
     """>= -160 mean return over 8 seeds within 30k steps."""
     score = checks.scores(dsac, "Pendulum-v1", dsac.Config(**checks.PENDULUM))

@@ -228,6 +228,7 @@ def test_two_seeds_differ_from_the_start():
     assert not np.array_equal(jax.random.key_data(a.key), jax.random.key_data(b.key))
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_equals_single_runs():
     train = cartpole(SMALL.replace(total_steps=64))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -440,6 +441,7 @@ def test_solves_cartpole():
     assert score.mean() >= 475.0, score
 
 
+@pytest.mark.slow
 def test_solves_cartpole_by_the_trajectory_s_own_return():
     """>= 475 mean return over 4 seeds, the classical estimate."""
     config, env, params = preset("CartPole-v1", returns="episode", num_rollouts=1)

@@ -65,6 +65,7 @@ def test_two_seeds_differ_from_the_start():
     checks.check_seeds_differ(td3, ("policy", "critics"))
 
 
+@pytest.mark.slow
 def test_vmap_over_the_real_settings_equals_single_runs():
     checks.check_sweep(td3)
 
@@ -121,6 +122,7 @@ def test_probe_real_actions(learnt):
     checks.check_real_actions(learnt)
 
 
+@pytest.mark.slow
 def test_learns_pendulum():
     """>= -160 mean return over 8 seeds within 30k steps."""
     score = checks.scores(td3, "Pendulum-v1", td3.Config(**checks.PENDULUM))

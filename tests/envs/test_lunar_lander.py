@@ -163,6 +163,7 @@ def test_a_push_moves_the_lander_at_the_start():
     np.testing.assert_allclose(state.world.leg_velocity.y, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_free_fall_by_its_own_gravity(step):
     """A batch over parameters; eleven steps, the reset's own included."""
     gravity = jnp.linspace(-12.0, -1.0, NUM)

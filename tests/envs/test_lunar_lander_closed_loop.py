@@ -12,6 +12,7 @@ pytest.importorskip("Box2D", reason="Box2D is not installed (pip install gymnasi
 from benchmarks.lunar_lander_parity import compare, fly_ours, fly_theirs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of pygame and of SWIG
 @pytest.mark.parametrize("continuous", [False, True])
 def test_landings_are_gymnasiums(continuous):
