@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ import tyro
 from jaxrl import rollout, spaces
 from jaxrl.agents import dqn
 from jaxrl.cost import flops
+from train._envs import make_env
 from train._run import machine
 
 REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "six")
@@ -115,7 +115,8 @@ class Options:
 
 def run_ours(name: str, num_runs: int) -> dict[str, Any]:
     """Compile once, train with the seeds 0, 1, ...; the returns are of greedy evaluations."""
-    env, params = gymnax.make("CartPole-v1")
+    setup = make_env("CartPole-v1")
+    env, params = setup.env, setup.params
     config = OURS[name]
     train = dqn.make_train(config, env, params)
     started = time.perf_counter()
@@ -141,7 +142,8 @@ def run_ours(name: str, num_runs: int) -> dict[str, Any]:
 def where_it_goes(name: str) -> dict[str, float]:
     """FLOPs of the run's matrix products, and their time [s] at the rate of one alone."""
     config = OURS[name]
-    train = dqn.make_train(config, *gymnax.make("CartPole-v1"))
+    setup = make_env("CartPole-v1")
+    train = dqn.make_train(config, setup.env, setup.params)
     network = flops.count(train, jax.random.key(0)).layer_flops
     width = config.hidden[-2]
     x = jax.random.normal(jax.random.key(0), (config.batch_size, width))
