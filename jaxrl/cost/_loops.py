@@ -177,4 +177,5 @@ def inner_jaxpr(eqn: JaxprEqn) -> Any:
 
 
 def is_var(atom: Any) -> bool:
+    """Whether an operand of a jaxpr is a variable, not a constant written in place."""
     return not isinstance(atom, Literal)
