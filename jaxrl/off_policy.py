@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from jaxrl import normalize, prioritized, replay, rollout, spaces
@@ -148,6 +149,16 @@ def num_gradient_steps(config: Settings) -> int:
     # the first round that learns is the one after which learning_starts steps are stored
     waiting = max(0, -(-config.learning_starts // steps_per_round) - 1)
     return (num_steps_run(config) // steps_per_round - waiting) * config.num_gradient_steps
+
+
+def adam(max_grad_norm: Any, eps: Any) -> optax.GradientTransformation:
+    """Adam's direction after clipping by the global norm; the step size is multiplied in by hand.
+
+    Flat: one array to work on instead of one for each layer, which is faster on CPU.
+    """
+    return optax.flatten(
+        optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=eps))
+    )
 
 
 def make_train(

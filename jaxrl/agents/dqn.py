@@ -228,13 +228,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
     )
     net = q_net(config, spaces.read(env, env_params)[0])
-    # flat: one array to work on instead of one for each layer
-    optimizer = optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm),
-            optax.scale_by_adam(eps=config.adam_eps),
-        )
-    )
+    optimizer = off_policy.adam(config.max_grad_norm, config.adam_eps)
     total_steps = off_policy.num_steps_run(config)
     all_gradient_steps = off_policy.num_gradient_steps(config)
 

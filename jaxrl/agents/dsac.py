@@ -230,13 +230,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     pi_net = policy_net(config, action_spec)
     z_net = CriticNet(config.hidden, config.activation, num_outputs=2)
     target_entropy = config.target_entropy * action_spec.size
-    # flat: one array to work on instead of one for each layer
-    optimizer = optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm),
-            optax.scale_by_adam(eps=config.adam_eps),
-        )
-    )
+    optimizer = off_policy.adam(config.max_grad_norm, config.adam_eps)
     alpha_optimizer = optax.scale_by_adam(eps=config.adam_eps)
     all_gradient_steps = off_policy.num_gradient_steps(config)
 

@@ -198,13 +198,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     assert isinstance(action_spec, spaces.Box)
     pi_net = policy_net(config, action_spec)
     q_net = CriticNet(config.hidden, config.activation)
-    # flat: one array to work on instead of one for each layer
-    optimizer = optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm),
-            optax.scale_by_adam(eps=config.adam_eps),
-        )
-    )
+    optimizer = off_policy.adam(config.max_grad_norm, config.adam_eps)
     all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
