@@ -24,6 +24,20 @@ MIN_LOG_STD, MAX_LOG_STD = -10.0, 2.0
 MAX_COLUMNS = 8  # of a Head that is faster column by column
 
 
+def orthogonal(scale: float) -> Callable[..., jax.Array]:
+    """Return an initialiser of orthogonal matrices times `scale`; under vmap one after the other.
+
+    A batched QR decomposition spreads over XLA's threads on CPU and waits for them on one of them:
+    two at once, of two networks or on two devices, can wait for each other for ever (jax 0.10).
+    """
+    init = nn.initializers.orthogonal(scale)
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.custom_batching.sequential_vmap(lambda key: init(key, shape, dtype))(key)
+
+    return draw
+
+
 class Head(nn.Module):
     """The last layer, x (..., in) -> (..., features): `nn.Dense`, written for few features.
 
@@ -37,7 +51,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer."""
-        init = nn.initializers.orthogonal(self.scale)
+        init = orthogonal(self.scale)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.features > MAX_COLUMNS:
@@ -66,7 +80,7 @@ class MLP(nn.Module):
         """Apply the layers."""
         activation = ACTIVATIONS[self.activation]
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(2.0**0.5))(x)
+            x = nn.Dense(width, kernel_init=orthogonal(2.0**0.5))(x)
             x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
         if self.out_size is not None:
             x = Head(self.out_size, self.out_scale, name=f"Dense_{len(self.hidden)}")(x)

@@ -5,10 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-import jaxrl  # noqa: F401  (before gymnax: it sets a flag for XLA)
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 
 DEFAULT_REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 

@@ -45,8 +45,7 @@ ALLOWED = {
     "jaxrl.returns": set(),
     "jaxrl.spaces": set(),
     "jaxrl.types": set(),
-    "jaxrl._xla": set(),
-    "jaxrl": {"jaxrl._xla", "jaxrl.policy"},
+    "jaxrl": {"jaxrl.policy"},
     "train": {"jaxrl", "train"},
     "benchmarks": {"jaxrl", "train", "benchmarks"},
 }

@@ -1,5 +1,7 @@
 """Networks: shapes, parameter counts, what their options mean."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,30 @@ def test_mlp_shape_and_parameter_count():
 def test_hidden_weights_are_orthogonal_with_gain_sqrt_two():
     kernel = MLP((5,), 1).init(jax.random.key(0), OBS)["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(5), atol=1e-5)
+
+
+def test_vmapped_weights_are_the_single_ones_drawn_one_after_the_other():
+    """Batched LAPACK can hang on CPU: every decomposition in the program takes one matrix."""
+    net, keys = MLP((5,), 3), jax.random.split(jax.random.key(0), 4)
+    init = jax.vmap(lambda key: net.init(key, OBS))
+    many = init(keys)
+    for i, key in enumerate(keys):
+        one = net.init(key, OBS)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), many, one)
+    ranks = [rank for name, rank in inputs_of(jax.make_jaxpr(init)(keys)) if name == "qr"]
+    assert ranks, "no decomposition found: has JAX renamed it?"
+    assert set(ranks) == {2}
+
+
+def inputs_of(jaxpr) -> Iterator[tuple[str, int]]:
+    """Each equation's name and the rank of its first input, those inside of others as well."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.invars:
+            yield equation.primitive.name, equation.invars[0].aval.ndim
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                    yield from inputs_of(inner)
 
 
 def test_value_has_no_trailing_axis_and_takes_one_or_many():

@@ -352,7 +352,7 @@ def test_learns_cartpole():
 
 @pytest.mark.timeout(600)
 def test_sixteen_seeds_of_200k_steps_do_not_hang():
-    """jax 0.10.0 to 0.10.2 can deadlock on CPU in such programs; ours end, and learn."""
+    """Batched LAPACK can wait for itself on CPU (networks.orthogonal); these end, and learn."""
     config = CARTPOLE.replace(total_steps=200_192)
     score = returns("CartPole-v1", config, num_seeds=16)
     assert score.mean() >= 400.0, score
