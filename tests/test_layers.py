@@ -37,6 +37,7 @@ ALLOWED = {
     "jaxrl.replay": {"jaxrl.returns", "jaxrl.types"},
     "jaxrl.networks": {"jaxrl.distributions", "jaxrl.spaces"},
     "jaxrl.planning": {"jaxrl.checks"},
+    "jaxrl.sharding": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.cost": {"jaxrl.checks", "jaxrl.cost"},
     "jaxrl.checks": set(),
