@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import jaxrl.envs  # registers our environments
-from jaxrl.envs._tracks import make_tracks
+from jaxrl.envs._tracks import TrackBank, make_tracks
 from jaxrl.envs.micro_racer import EnvParams, MicroRacer
 from jaxrl.types import Env
 
@@ -116,18 +116,23 @@ def with_train_params(params: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(params, **changes)
 
 
+def unseen_tracks(env: MicroRacer, seed: int, num_tracks: int) -> TrackBank:
+    """Tracks of this environment's difficulties that are in no training bank."""
+    stream = jax.random.key(0x7E57)  # apart from key(track_seed), the training bank's
+    return make_tracks(
+        jax.random.fold_in(stream, seed),
+        num_tracks,
+        obstacles=env.obstacles,
+        chicanes=env.chicanes,
+    )
+
+
 def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
     """Unseen episodes of MicroRacer: each on its own track, none of them in the training bank."""
-    stream = jax.random.key(0x7E57)  # apart from key(track_seed), the training bank's
 
     @functools.lru_cache(maxsize=1)  # the animation shows a track of the evaluation
     def draw_params(seed: int, num_episodes: int) -> tuple[Any, Any]:
-        tracks = make_tracks(
-            jax.random.fold_in(stream, seed),
-            num_episodes,
-            obstacles=env.obstacles,
-            chicanes=env.chicanes,
-        )
+        tracks = unseen_tracks(env, seed, num_episodes)
         banks_of_one = jax.tree.map(lambda x: x[:, None], tracks)
         axes = jax.tree.map(lambda _: None, params).replace(tracks=0)
         return params.replace(tracks=banks_of_one), axes

@@ -3,6 +3,7 @@
 What is drawn as road are the cells of the bitmap that the car is judged by, nothing smoother.
 """
 
+import colorsys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,16 @@ GRASS, ROAD, KERB = (196, 213, 176), (66, 70, 79), (236, 236, 230)
 OBSTACLE, TRAIL, CAR, INK = (222, 98, 48), (250, 205, 84), (208, 32, 44), (38, 44, 40)
 NEAR, FAR = np.array([240, 84, 60]), np.array([84, 220, 150])  # rays, by their reading
 FAR_READING = 0.3
+RACE_COLOURS = (  # of the cars of a race, told apart on road and grass; more are mixed from hues
+    (214, 39, 40),
+    (31, 119, 230),
+    (255, 170, 20),
+    (148, 60, 200),
+    (0, 170, 170),
+    (240, 110, 190),
+    (140, 86, 75),
+    (20, 20, 20),
+)
 LENS_REACH = 0.14  # length units from the middle of the lens to its rim
 LENS_RADIUS = 0.50  # of the lens on the map, length units: fits into the ring, whose hole has 0.58
 SHARPNESS = 2  # drawn this many times larger, then reduced: smooth edges
@@ -47,6 +58,60 @@ def render_episode(
         state = jax.tree.map(lambda leaf, i=i: leaf[i], states)
         frames.append(picture.frame(state, trail=np.asarray(states.position[: i + 1])))
     return frames
+
+
+def render_race(
+    states: EnvState, names: Sequence[str], params: EnvParams, *, size: int = 720, every: int = 4
+) -> list[np.ndarray]:
+    """Frames (size, size, 3) of a race: every fourth step of all cars, and the last one.
+
+    Args:
+        states: leaves (T, D, ...) of D cars on one track from the same start; a car that has ended
+            keeps its last state.
+        names: D names for the board inside the ring.
+        params: what the cars were driven with.
+        size: of a frame in pixels; names are hard to read below 480.
+        every: steps between two frames.
+
+    Raises:
+        ValueError: there are no cars, not one name a car, or they are on different tracks.
+    """
+    states = jax.device_get(states)
+    num_states, num_cars = states.time.shape
+    if not num_cars or len(names) != num_cars:
+        raise ValueError(f"names = {list(names)!r} must be one for each of {num_cars} cars")
+    if (states.track != states.track[0, 0]).any():
+        raise ValueError("states: all cars of a race must be on the same track")
+    picture = TrackPicture(params.tracks, int(states.track[0, 0]), size)
+    limit = int(params.max_steps_in_episode)
+    frames = []
+    for i in sorted({*range(0, num_states, every), num_states - 1}):
+        cars = [jax.tree.map(lambda leaf, i=i, d=d: leaf[i, d], states) for d in range(num_cars)]
+        trails = [np.asarray(states.position[: i + 1, d]) for d in range(num_cars)]
+        frames.append(picture.race_frame(cars, names, trails, limit))
+    return frames
+
+
+def race_colours(num_cars: int) -> list[tuple[int, int, int]]:
+    """A colour for each car: the named ones, or evenly spaced hues where those do not suffice."""
+    if num_cars <= len(RACE_COLOURS):
+        return list(RACE_COLOURS[:num_cars])
+    hues = (i / num_cars for i in range(num_cars))
+    lightness = (0.42, 0.58)  # neighbours in hue differ in this as well
+    mixed = [colorsys.hls_to_rgb(hue, lightness[i % 2], 0.85) for i, hue in enumerate(hues)]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in mixed]
+
+
+def race_order(cars: Sequence[EnvState], max_steps: int) -> list[int]:
+    """Cars (single states) from the first to the last: finished by steps, running by way, ended."""
+
+    def rank(d: int) -> tuple[int, float]:
+        ending, time = int(cars[d].ending), int(cars[d].time)
+        if ending == Ending.COMPLETED:
+            return 0, time
+        return int(ending != Ending.NONE or time >= max_steps) + 1, float(cars[d].angle)
+
+    return sorted(range(len(cars)), key=rank)
 
 
 def drive(
@@ -145,6 +210,35 @@ class TrackPicture:
         small = picture.resize((self.size, self.size), Image.Resampling.BOX)
         return np.asarray(small)
 
+    def race_frame(
+        self,
+        cars: Sequence[EnvState],
+        names: Sequence[str],
+        trails: Sequence[np.ndarray],
+        max_steps: int,
+    ) -> np.ndarray:
+        """Draw several cars after their positions (T, 2) so far, and the board: (size, size, 3)."""
+        picture = self._map.copy()
+        brush = ImageDraw.Draw(picture)
+        unit = self._side / 720
+        where = ((0.0, 0.0), self._reach, self._side)
+        colours = race_colours(len(cars))
+        order = race_order(cars, max_steps)
+        for d in order:  # the last car above the others, as the leader has the road for itself
+            if len(trails[d]) > 1:
+                points = [tuple(p) for p in self._pixels(trails[d], *where)]
+                brush.line(points, fill=colours[d], width=max(round(1.2 * unit), 1))
+        for d in order:
+            if int(cars[d].ending) > Ending.COMPLETED:
+                x, y = self._pixels(cars[d].position, *where)
+                arm, width = 6 * unit, max(round(3 * unit), 1)
+                brush.line((x - arm, y - arm, x + arm, y + arm), fill=colours[d], width=width)
+                brush.line((x - arm, y + arm, x + arm, y - arm), fill=colours[d], width=width)
+            else:
+                self._draw_car(brush, cars[d], *where, length=18 * unit, colour=colours[d])
+        self._write_board(brush, cars, names, order, colours, max_steps)
+        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BOX))
+
     def pixel(self, position: np.ndarray) -> tuple[int, int]:
         """Row and column of a position on the map of a frame."""
         x, y = self._pixels(np.asarray(position), (0.0, 0.0), self._reach, self.size)
@@ -167,12 +261,12 @@ class TrackPicture:
         away = (np.asarray(points, float) - np.asarray(middle, float)) / reach
         return (away * (1, -1) + 1) * side / 2
 
-    def _draw_car(self, brush, state, middle, reach, side, length):
+    def _draw_car(self, brush, state, middle, reach, side, length, colour=CAR):
         forward = _heading(state) * (1, -1) * length
         left = np.array([forward[1], -forward[0]]) * 0.45
         nose = self._pixels(state.position, middle, reach, side)  # the point that is judged
         corners = [nose, nose - forward + left, nose - 0.75 * forward, nose - forward - left]
-        brush.polygon([tuple(c) for c in corners], fill=CAR, outline=KERB)
+        brush.polygon([tuple(c) for c in corners], fill=colour, outline=KERB)
 
     def _draw_rays(self, brush, state, middle, reach, side, width):
         if int(state.ending) > Ending.COMPLETED:
@@ -186,6 +280,28 @@ class TrackPicture:
             share = min(length / FAR_READING, 1.0)
             colour = tuple(int(c) for c in (1 - share) * NEAR + share * FAR)
             brush.line([start, tuple(end)], fill=colour, width=max(round(width), 1))
+
+    def _write_board(self, brush, cars, names, order, colours, max_steps):
+        """Places, names and how far each car is, inside the ring."""
+        half_width = 0.46 / self._reach * self._side / 2  # with half_height inside the hole's 0.58
+        half_height = 0.33 / self._reach * self._side / 2
+        row = min(2 * half_height / (len(cars) + 1), 0.1 * self._side / self._reach)
+        middle = self._side / 2
+        left, right = middle - half_width, middle + half_width
+        font = _font(max(round(0.62 * row), 6))
+        y = middle - row * (len(cars) + 1) / 2 + row / 2
+        step = max(int(car.time) for car in cars)
+        brush.text((middle, y), f"step {step}", fill=INK, font=font, anchor="mm")
+        finished = [int(c.time) for c in cars if int(c.ending) == Ending.COMPLETED]
+        for d in order:
+            y += row
+            box = (left, y - 0.25 * row, left + 0.5 * row, y + 0.25 * row)
+            brush.rectangle(box, fill=colours[d])
+            state = _race_state(cars[d], finished, max_steps)
+            brush.text((right, y), state, fill=INK, font=font, anchor="rm")
+            room = right - left - 0.9 * row - brush.textlength(state, font=font)
+            name = _shorten(str(names[d]), room, lambda text: brush.textlength(text, font=font))
+            brush.text((left + 0.7 * row, y), name, fill=INK, font=font, anchor="lm")
 
     def _write(self, brush, state, unit):
         large, small = _font(round(21 * unit)), _font(round(14 * unit))
@@ -229,6 +345,27 @@ def _paint(road, inner, outer, start):
     white = (np.floor(x / 3) + np.floor(y / 3)[None, :]) % 2 == 0
     colours[line] = np.where(white[..., None], 250, 20)[line]
     return np.ascontiguousarray(colours.transpose(1, 0, 2)[::-1])
+
+
+def _race_state(car, finished, max_steps):
+    """What the board says of a car: its place and steps, how it ended, or its share of the lap."""
+    ending, time = Ending(int(car.ending)), int(car.time)
+    if ending == Ending.COMPLETED:
+        return f"{1 + sum(other < time for other in finished)}. in {time}"
+    if ending != Ending.NONE:
+        return ending.name.lower().replace("_", " ")
+    if time >= max_steps:
+        return "time limit"
+    return f"{100 * float(np.clip(-car.angle / (2 * np.pi), 0, 1)):.0f} %"
+
+
+def _shorten(text, room, length):
+    """The text, or its beginning and an ellipsis where it is longer than there is room."""
+    if length(text) <= room:
+        return text
+    while text and length(text + "…") > room:
+        text = text[:-1]
+    return text + "…"
 
 
 def _erode(cells):
