@@ -158,7 +158,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="INT",
-            instance_from_str=lambda args: _whole(args[0]),
+            instance_from_str=lambda args: whole(args[0]),
             is_instance=lambda x: isinstance(x, int),
             str_from_instance=lambda x: [str(x)],
         )
@@ -166,7 +166,12 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """Read a whole number, as 1e6 and 1_000_000 too.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         return int(text)
     except ValueError:

@@ -31,6 +31,17 @@ def evaluate(
     `policies` has a leading axis of policies; `act(policy, obs)` is pure. Columns: return,
     discounted_return (0.99), length [steps], terminated, truncated, the scalars of the last info.
     """
+    program, params, keys = evaluation(setup, act, seed, num_episodes)
+    return rows_of(jax.device_get(program(policies, params, keys)))
+
+
+def evaluation(
+    setup: "EnvSetup", act: Callable[..., jax.Array], seed: int, num_episodes: int
+) -> tuple[Any, Any, jax.Array]:
+    """Return (program, params, keys) of `evaluate`: the jitted `program(policies, params, keys)`.
+
+    Policies differ, the other two arguments belong to the episodes.
+    """
     params, axes = setup.draw_params(seed, num_episodes)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0xE7A1), seed), num_episodes)
 
@@ -41,9 +52,12 @@ def evaluate(
         return jax.tree.map(lambda x: x[0], episodes)
 
     over_episodes = jax.vmap(one, in_axes=(None, axes, 0))
-    over_policies = jax.jit(jax.vmap(over_episodes, in_axes=(0, None, None)))
-    episodes = jax.device_get(over_policies(policies, params, keys))
-    rows = {
+    return jax.jit(jax.vmap(over_episodes, in_axes=(0, None, None))), params, keys
+
+
+def rows_of(episodes: rollout.Episodes) -> Rows:
+    """The columns of `evaluate` from the episodes of all policies, on the host."""
+    rows: dict[str, Any] = {
         "return": episodes.returns,
         "discounted_return": episodes.discounted_returns,
         "length": episodes.lengths,
