@@ -35,7 +35,7 @@ ENV_AXIS = {"actors": 0, "noise": 0, "discounted_return": 0, "replay": 1}
 def make_mesh(
     num_seed_devices: int = 1,
     num_env_devices: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Return a mesh (seeds, envs) over the first devices there are, of all processes.
 
