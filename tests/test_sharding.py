@@ -63,7 +63,10 @@ def test_environments_on_eight_devices_learn_the_same(name):
     assert states.actors.obs.addressable_shards[0].data.shape[1] == NUM_ENVS // 8
     start = lane(jax.device_get(run.init(KEYS[:1]).params), 0)
     params, metrics = lane(found, 0)
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, start)))]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True)
+    ]
     assert max(moved) > 1e-3  # it has learnt at all
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
