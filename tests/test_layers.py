@@ -40,6 +40,7 @@ ALLOWED = {
     "jaxrl.sharding": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.cost": {"jaxrl.checks", "jaxrl.cost"},
+    "jaxrl.checkpoint": {"jaxrl.checks"},
     "jaxrl.checks": set(),
     "jaxrl.distributions": set(),
     "jaxrl.normalize": set(),
