@@ -447,10 +447,11 @@ def _check_same(saved: tuple[Leaf, ...], wanted: tuple[Leaf, ...], directory: Pa
 def _read_arrays(directory: Path, names: list[str]) -> dict[str, np.ndarray]:
     # the handler alone: what a Checkpointer reads besides has no checksum
     handler = ocp.PyTreeCheckpointHandler()
+    place: Any = directory  # orbax declares a class of its own
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     try:
         return handler.restore(
-            directory,
+            place,
             args=ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=as_numpy),
         )
     except Exception as error:  # whatever TensorStore thinks of it: the checksums were right

@@ -5,7 +5,8 @@ Sinks run on the host, between compiled chunks of a run: nothing here is called 
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,14 @@ def find_non_finite(chunk: Chunk) -> tuple[int, int, str] | None:
 
 
 @contextmanager
-def csv_sink(path: Path) -> Iterator[Sink]:
+def csv_sink(path: Path, append: bool = False) -> Iterator[Sink]:
     """Write one row for each update and seed to a new file; an empty cell is "no episode ended".
 
     Columns: seed, update (counted from 1), env_steps (of that seed so far), wall_s (when the row
-    was written), then the metrics. What is written is flushed after each chunk.
+    was written), then the metrics. What is written is flushed after each chunk. With `append` the
+    file may be there, and goes on.
     """
-    with path.open("x", newline="") as file:
+    with path.open("a" if append else "x", newline="") as file:
         writer = csv.writer(file)
 
         def write(chunk: Chunk) -> None:
@@ -97,11 +99,41 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
+def read_csv(
+    path: Path, seeds: tuple[int, ...], steps_per_update: int, sizes: Iterable[int]
+) -> list[Chunk]:
+    """Read what `csv_sink` wrote, cut into chunks of `sizes` rows a seed.
+
+    Raises:
+        ValueError: these are not its rows.
+    """
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        names = next(rows, [])[4:]
+        table = [[float(cell) if cell else math.nan for cell in row] for row in rows]
+    values = np.array(table, np.float64).reshape(-1, len(seeds), 4 + len(names))  # [row, seed]
+    chunks, first = [], 0
+    for size in sizes:
+        part = values[first : first + size]
+        updates = part[:, 0, 1]
+        if len(part) < size or (part[:, :, 0] != np.array(seeds)).any():
+            raise ValueError(f"{path} has not {first + size} rows for each of the seeds {seeds}")
+        metrics = {n: part[:, :, 4 + i].T.astype(np.float32) for i, n in enumerate(names)}
+        before = int(updates[0]) - 1
+        chunks.append(Chunk(seeds, before, steps_per_update, float(part[-1, 0, 3]), metrics))
+        first += size
+    return chunks
+
+
 @contextmanager
-def tensorboard_sink(folder: Path) -> Iterator[Sink]:
-    """Write one point, a mean, for each chunk, metric and seed; every seed is a TensorBoard run."""
+def tensorboard_sink(folder: Path, wall_s: float = 0.0) -> Iterator[Sink]:
+    """Write one point, a mean, for each chunk, metric and seed; every seed is a TensorBoard run.
+
+    A point's time is that of its chunk, in a run that began `wall_s` seconds ago.
+    """
     from tensorboardX import SummaryWriter  # an extra: the library itself does without
 
+    began = time.time() - wall_s
     with ExitStack() as stack:
         writers: dict[int, SummaryWriter] = {}
 
@@ -118,6 +150,8 @@ def tensorboard_sink(folder: Path) -> Iterator[Sink]:
                 )
                 for seed, value in zip(chunk.seeds, mean, strict=True):
                     if math.isfinite(value):
-                        writers[seed].add_scalar(name, float(value), env_steps)
+                        writers[seed].add_scalar(
+                            name, float(value), env_steps, walltime=began + chunk.wall_s
+                        )
 
         yield write

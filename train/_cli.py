@@ -10,13 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import tyro
 
 from jaxrl.checks import check_count, check_real
-from train import _presets
+from train import _folder, _presets
 
 MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
 
@@ -38,6 +39,19 @@ class Options:
     """Agents to train side by side, with seeds seed, seed + 1, ... """
     eval_episodes: int = 512
     """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
+    eval_every: int | None = None
+    """Environment steps of a seed from one evaluation while training to the next (at the end of a
+    chunk, of which a run has about 200); by default a tenth of the run, 0: none."""
+    eval_every_episodes: int = 16
+    """Episodes of an evaluation while training, others than those of the evaluation at the end."""
+    checkpoint_every: int | None = None
+    """Environment steps of a seed from one checkpoint to the next (at the end of a chunk); by
+    default there are none. With it, Ctrl-C and SIGTERM save one as well, and so does the end."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep, the last ones; the best is kept besides."""
+    resume: str | None = None
+    """Run folder of a run that was stopped or killed: go on from its newest checkpoint. Its
+    settings are taken; those given here as well must be the same."""
     runs_dir: str = "runs"
     """Folder that holds the run folders."""
     name: str | None = None
@@ -71,6 +85,16 @@ class Options:
         check_count("eval_episodes", self.eval_episodes)
         if self.eval_episodes > MAX_EPISODES:
             raise ValueError(f"eval_episodes = {self.eval_episodes} must be <= {MAX_EPISODES}")
+        check_count("eval_every_episodes", self.eval_every_episodes)
+        if self.eval_every_episodes > MAX_EPISODES:
+            raise ValueError(
+                f"eval_every_episodes = {self.eval_every_episodes} must be <= {MAX_EPISODES}"
+            )
+        if self.eval_every is not None:
+            check_count("eval_every", self.eval_every, minimum=0)
+        if self.checkpoint_every is not None:
+            check_count("checkpoint_every", self.checkpoint_every)
+        check_count("keep_checkpoints", self.keep_checkpoints)
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed = {self.seed} is too large: seeds must be below 2**31")
         if self.threshold is not None:
@@ -100,36 +124,140 @@ class Args(Generic[Config]):
 def parse(agent: ModuleType, argv: Sequence[str] | None = None) -> tuple[Options, Any]:
     """Read the command line: options and the agent's config; defaults are the environment's preset.
 
+    With --resume the defaults are that run's options and config, and what the command line says
+    otherwise is refused, unless the result does not depend on it.
+
     Raises:
-        ValueError: an argument cannot be read; the message is one sentence.
+        ValueError, OSError: an argument cannot be read; the message is one sentence.
         SystemExit: after --help.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = agent.__name__.rpartition(".")[2]
-    # the preset decides the defaults, so that the environment is read first
+    # these two decide the defaults, so that they are read first
     default_env = _presets.DEFAULT_ENVS.get(name, Options.env)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", nargs="?", default=default_env)
-    env_id = first.parse_known_args(argv)[0].env or default_env
+    first.add_argument("--resume", nargs="?")
+    known = first.parse_known_args(argv)[0]
+    if known.resume is not None and not {"-h", "--help"} & set(argv):
+        return _parse_to_resume(agent, name, argv, Path(known.resume))
+    env_id = known.env or default_env
     preset = _presets.find(name, env_id)
-    default = Args(
-        Options(
-            env=env_id,
-            env_kwargs=tuple(f"{k}={v}" for k, v in preset.env_kwargs.items()),
-            train_params=tuple(f"{k}={v}" for k, v in preset.train_params.items()),
-        ),
-        agent.Config(**preset.config),
+    options = Options(
+        env=env_id,
+        env_kwargs=tuple(as_pair(k, v) for k, v in preset.env_kwargs.items()),
+        train_params=tuple(as_pair(k, v) for k, v in preset.train_params.items()),
     )
-    title = (agent.__doc__ or "").partition("\n")[0]
     told = "tuned for" if preset.config else "general, not tuned for"
+    return _read_args(agent, name, argv, options, agent.Config(**preset.config), told)
+
+
+def _read_args(
+    agent: ModuleType, name: str, argv: Sequence[str], options: Options, config: Any, told: str
+) -> tuple[Options, Any]:
+    title = (agent.__doc__ or "").partition("\n")[0]
     args = read(
         Args[agent.Config],
         argv,
         prog=f"python -m train.{name}",
-        description=f"{title} Defaults below are {told} {env_id}.",
-        default=default,
+        description=f"{title} Defaults below are {told} {options.env}.",
+        default=Args(options, config),
     )
     return args.run, args.agent
+
+
+# what a resumed run may be given otherwise: the result does not depend on it
+FREE_TO_CHANGE = (
+    *("checkpoint_every", "keep_checkpoints", "progress", "animate", "compilation_cache"),
+    *("threshold", "watts_per_core", "g_per_kwh", "resume", "list_envs"),
+)
+
+
+def _parse_to_resume(
+    agent: ModuleType, name: str, argv: Sequence[str], folder: Path
+) -> tuple[Options, Any]:
+    written = _folder.read_run(folder)
+    if written["agent"] != name:
+        raise ValueError(
+            f"resume = {folder} is a run of {written['agent']}, not of {name}: "
+            f"use python -m train.{written['agent']}"
+        )
+    stored, stored_config = stored_options(written), stored_config_of(agent, written, folder)
+    options, config = _read_args(agent, name, argv, stored, stored_config, "those of the run on")
+    if options.overwrite:
+        raise ValueError(
+            "--overwrite replaces a run and --resume goes on with it: give one of them"
+        )
+    place = {"name": folder.absolute().name, "runs_dir": str(folder.absolute().parent)}
+    for field in dataclasses.fields(Options):
+        given, there = getattr(options, field.name), getattr(stored, field.name)
+        if field.name in FREE_TO_CHANGE or given == there:
+            continue
+        if field.name in place:
+            there = place[field.name]
+            given = str(Path(given).absolute()) if field.name == "runs_dir" else given
+        if field.name in ("env_kwargs", "train_params"):
+            given, there = (parse_pairs(field.name, pairs) for pairs in (given, there))
+        if given != there:
+            _refuse_change(field.name, given, there, folder)
+    for field in dataclasses.fields(config):
+        given, there = getattr(config, field.name), getattr(stored_config, field.name)
+        if given != there:
+            _refuse_change(field.name, given, there, folder)
+    return options, config
+
+
+def _refuse_change(name: str, given: Any, there: Any, folder: Path) -> None:
+    option = "--" + name.replace("_", "-")
+    raise ValueError(
+        f"{option} = {given!r} contradicts the run in {folder}, where it is {there!r}: leave it "
+        "out, or start another run"
+    )
+
+
+# config.json --------------------------------------------------------------------------------------
+
+# of the options, what config.json does not hold: where the run is and how it is shown
+NOT_STORED = ("runs_dir", "name", "overwrite", "progress", "compilation_cache", "list_envs")
+
+
+def run_as_json(agent: str, options: Options, env_kwargs: dict[str, Any], config: Any) -> Any:
+    """Return a run's settings as config.json holds them: enough to repeat it or to go on."""
+    stored = dataclasses.asdict(options)
+    for name in (*NOT_STORED, "resume"):
+        del stored[name]
+    stored["env_kwargs"] = env_kwargs
+    return {
+        "format": _folder.FORMAT,
+        "agent": agent,
+        **stored,
+        "config": dataclasses.asdict(config),
+    }
+
+
+def stored_options(written: dict[str, Any]) -> Options:
+    """Return the options of a run from its config.json; those that it lacks have their defaults."""
+    names = {f.name for f in dataclasses.fields(Options)} - {*NOT_STORED, "resume"}
+    values = {name: written[name] for name in names & written.keys()}
+    values["env_kwargs"] = tuple(as_pair(k, v) for k, v in written["env_kwargs"].items())
+    values["train_params"] = tuple(written["train_params"])
+    return Options(**values)
+
+
+def stored_config_of(agent: ModuleType, written: dict[str, Any], folder: Path) -> Any:
+    """Return the agent's config of a run from its config.json.
+
+    Raises:
+        ValueError: it names a setting that the agent has not.
+    """
+    known = {f.name for f in dataclasses.fields(agent.Config)}
+    for name in written["config"]:
+        if name not in known:
+            raise ValueError(
+                f"{folder / 'config.json'}: {name} is not a setting of {written['agent']} here"
+            )
+    values = written["config"].items()
+    return agent.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
 
 
 def read(cls: Any, argv: Sequence[str], **kwargs: Any) -> Any:
@@ -213,6 +341,13 @@ def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     return kwargs
 
 
+def as_pair(name: str, value: Any) -> str:
+    """Write what `parse_pairs` reads."""
+    if isinstance(value, tuple | list):
+        return f"{name}={','.join(map(str, value))}{',' if len(value) == 1 else ''}"
+    return f"{name}={value}"
+
+
 def _value(text: str) -> Any:
     if "," in text:  # rewards=1,2,3
         return tuple(_value(part) for part in text.split(",") if part)
@@ -257,8 +392,3 @@ def notes() -> Iterator[None]:
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             print(f"note: {warning.message}", file=sys.stderr)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON takes it."""
-    return dataclasses.asdict(config)

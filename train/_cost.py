@@ -143,10 +143,16 @@ class EnergyLog:
 
     meter: EnergyMeter
     points: list[tuple[int, float | None]] = field(default_factory=list)  # (updates done, J)
+    before: Energy | None = None  # of the run until it was resumed
 
     def __call__(self, chunk: Chunk) -> None:
         """Note the energy so far."""
-        self.points.append((chunk.last_update, self.meter.so_far().J))
+        self.points.append((chunk.last_update, self.so_far().J))
+
+    def so_far(self) -> Energy:
+        """The energy of the run, what was lost with a killed process apart."""
+        now = self.meter.so_far()
+        return now if self.before is None else self.before + now
 
     def J_after(self, update: int) -> float | None:
         """Energy [J] of the first updates, between two readings by a straight line."""

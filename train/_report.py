@@ -35,6 +35,15 @@ def evaluate(
     return rows_of(jax.device_get(program(policies, params, keys)))
 
 
+def compile_evaluation(
+    setup: "EnvSetup", act: Callable[..., jax.Array], shapes: Any, seed: int, num_episodes: int
+) -> Callable[[Any], Rows]:
+    """Compile `evaluate` for policies of these shapes; the result stays on the device."""
+    program, params, keys = evaluation(setup, act, seed, num_episodes)
+    compiled = program.lower(shapes, params, keys).compile()
+    return lambda policies: rows_of(compiled(policies, params, keys))
+
+
 def evaluation(
     setup: "EnvSetup", act: Callable[..., jax.Array], seed: int, num_episodes: int
 ) -> tuple[Any, Any, jax.Array]:
@@ -56,7 +65,7 @@ def evaluation(
 
 
 def rows_of(episodes: rollout.Episodes) -> Rows:
-    """The columns of `evaluate` from the episodes of all policies, on the host."""
+    """The columns of `evaluate` from the episodes of all policies."""
     rows: dict[str, Any] = {
         "return": episodes.returns,
         "discounted_return": episodes.discounted_returns,

@@ -3,6 +3,8 @@
 runs/<name>/ holds
   config.json         environment, seeds and all settings: enough to repeat the run
   metrics.csv         one row for each update and seed; tensorboard/ the same, a point a chunk
+  evaluation_curve.csv  one row for each evaluation while training and seed
+  checkpoints/        with --checkpoint-every: the whole state of the last few, and of the best
   learning_curve.png  all seeds and their median
   policies/           seed_<i>.msgpack, the policy of every seed
   policy.msgpack      the best of them in the evaluation; `jaxrl.load_policy(folder)` reads it
@@ -14,7 +16,7 @@ runs/<name>/ holds
 import contextlib
 import dataclasses
 import datetime
-import json
+import itertools
 import math
 import os
 import platform
@@ -26,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 import jaxrl
 from jaxrl import policy, sinks, spaces
@@ -42,25 +45,24 @@ from jaxrl.cost.energy import EnergyMeter
 from jaxrl.replay import device_memory
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _cli, _cost, _report
+from train import _checkpoint, _cli, _cost, _folder, _report
 from train._progress import Progress
 
 if TYPE_CHECKING:
+    from jaxrl.checkpoint import Checkpoints
     from train._envs import EnvSetup
 
-FORMAT = "jaxrl run 1"
-FILES = (
-    "config.json",
-    "metrics.csv",
-    "tensorboard",
-    "learning_curve.png",
-    "policies",
-    "policy.msgpack",
-    "evaluation.csv",
-    "animation.gif",
-    "summary.json",
-)
+FORMAT, FILES = _folder.FORMAT, _folder.FILES
 EVAL_SEED = 0  # every run is evaluated on the same episodes; train.play takes others
+CURVE_SEED = 2**31 - 1  # of the episodes of evaluations while training: nobody else's
+CURVE = {  # columns of evaluation_curve.csv, from those of `_report.aggregate`
+    "eval_return": "return_mean",
+    "eval_return_std": "return_std",
+    "eval_discounted_return": "discounted_return_mean",
+    "eval_length": "length_mean",
+    "eval_success_rate": "success_rate",
+}
+INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the number of the signal
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Run:
     train: Train[Any]
     folder: Path
     command: str
+    start: _checkpoint.Start = field(default_factory=_checkpoint.Start)
+    state: Any = None  # at `start`, where that is a checkpoint
+    identity: dict[str, Any] = field(default_factory=dict)  # where checkpoints are written
 
     @property
     def agent_name(self) -> str:
@@ -84,7 +89,9 @@ class Run:
 def main(agent: ModuleType, argv: Sequence[str] | None = None) -> int:
     """Train `agent` (a module of jaxrl.agents) as the command line says; return the exit code.
 
-    0: done. 1: training diverged. 2: wrong input, nothing was started. 130: stopped by Ctrl-C.
+    0: done. 1: training diverged, or a file could not be written. 2: wrong input, nothing was
+    started. 130: stopped by Ctrl-C. 143: stopped by SIGTERM. Where checkpoints are written, a run
+    stopped by a signal has saved one: --resume goes on with it.
     """
     return _cli.exit_code(lambda: prepare(agent, argv))
 
@@ -106,9 +113,16 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     agent_name = agent.__name__.rpartition(".")[2]
     env, env_params = _envs.probe(options.env, env_kwargs)
     agent.check_config(config, env, _envs.with_train_params(env_params, train_params))
-    name = options.name or f"{options.env}__{agent_name}__seed{options.seed}"
-    folder = Path(options.runs_dir) / name
-    check_folder(folder, options.overwrite)
+    if options.resume is None:
+        name = options.name or f"{options.env}__{agent_name}__seed{options.seed}"
+        folder = Path(options.runs_dir) / name
+        _folder.check_folder(folder, options.overwrite)
+    else:
+        folder = Path(options.resume)
+        if _folder.status(folder) == "finished":
+            print(f"the run in {folder} is finished: there is nothing to go on with")
+            return lambda: 0
+        check_resume(folder)
 
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
@@ -117,12 +131,38 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    make_folder(folder)
+    identity, start, state = {}, _checkpoint.Start(), None
+    if options.checkpoint_every is not None:
+        identity = _checkpoint.identity(agent_name, options.env, setup, options.seeds, config)
     command = shlex.join(
         ["python", "-m", f"train.{agent_name}", *(sys.argv[1:] if argv is None else argv)]
     )
-    run = Run(agent, options, config, setup, train, folder, command)
+    if options.resume is None:
+        _folder.make_folder(folder)
+        settings = _cli.run_as_json(agent_name, options, setup.kwargs, config)
+        settings |= {"jaxrl": jaxrl.__version__, "command": command}
+        _folder.write_json(folder / "config.json", settings)
+    else:
+        shapes = jax.eval_shape(jax.vmap(train.init), seed_keys(options.seeds))
+        start, state = _checkpoint.find_start(folder, identity, shapes)
+        sizes_until(chunk_sizes(train.num_updates), start.num_updates)
+    run = Run(agent, options, config, setup, train, folder, command, start, state, identity)
     return lambda: execute(run)
+
+
+def check_resume(folder: Path) -> None:
+    """Raise ValueError, saying why, if there is nothing to go on with."""
+    if _folder.read_run(folder).get("checkpoint_every") is None:
+        raise ValueError(
+            f"resume = {folder}: this run was started without --checkpoint-every, so that there "
+            "is nothing to go on from"
+        )
+    if _folder.status(folder) == "diverged":
+        raise ValueError(
+            f"resume = {folder}: this run diverged and would do so again, start another one"
+        )
+    with _folder.lock(folder):
+        pass
 
 
 def check_memory(train: Train[Any], num_seeds: int) -> None:
@@ -136,71 +176,30 @@ def check_memory(train: Train[Any], num_seeds: int) -> None:
         )
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise FileExistsError unless `folder` is free, or an earlier run that may be replaced."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} exists and is not a plain folder: choose another --name")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    try:
-        is_run = json.loads((folder / "config.json").read_text())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        is_run = False
-    if not is_run:
-        raise FileExistsError(
-            f"{folder} exists and does not hold a run: choose another --name or --runs-dir"
-        )
-    if not overwrite:
-        raise FileExistsError(
-            f"run folder {folder} exists: choose another --name, or give --overwrite to replace it"
-        )
-
-
-def make_folder(folder: Path) -> None:
-    """Make the run folder; of an earlier run only the files that a run writes are removed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        (folder / "policies").mkdir()
-    except OSError as error:
-        raise OSError(
-            f"run folder {folder} cannot be written ({error.strerror}): choose another --runs-dir"
-        ) from error
-
-
 def execute(run: Run) -> int:
     """Train, evaluate, draw, sum up; return the exit code."""
-    console = Console()
-    options, folder = run.options, run.folder
+    with _folder.lock(run.folder), sigterm_raises():
+        return execute_locked(run, Console())
+
+
+def execute_locked(run: Run, console: Console) -> int:
+    """Do that, where no other process writes the folder."""
+    options, folder, start = run.options, run.folder, run.start
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "agent": run.agent_name,
-            "env": options.env,
-            "env_kwargs": run.setup.kwargs,
-            "train_params": list(options.train_params),
-            "seed": options.seed,
-            "num_seeds": options.num_seeds,
-            "eval_episodes": options.eval_episodes,
-            "config": dataclasses.asdict(run.config),
-            "jaxrl": jaxrl.__version__,
-            "command": run.command,
-        },
-    )
-    # before the run: what can fail here must not cost one
-    cost = _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
+    for note in start.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     try:
+        # before the run: what can fail here must not cost one
+        cost = _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
         outcome = train_seeds(run, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print(f"interrupted; {folder} keeps what was written so far")
-        return 130
+        return exit_code_of(stop)
+    except OSError as error:
+        console.print(f"[bold red]stopped:[/] {escape(str(error))}", highlight=False)
+        if options.checkpoint_every is not None:
+            console.print(f"when that is mended, go on with --resume {folder}", highlight=False)
+        return 1
     summary: dict[str, Any] = {
         "status": outcome.status,
         "env": options.env,
@@ -214,6 +213,7 @@ def execute(run: Run) -> int:
         "eval_episodes": options.eval_episodes,
         "eval_seed": EVAL_SEED,
         "eval_s": None,
+        "resumed_at": list(start.resumed_at),
         **no_evaluation(),
         **_cost.summary_columns(
             cost,
@@ -246,22 +246,24 @@ def execute(run: Run) -> int:
             saved = save_policies(run, outcome)
             if outcome.status == "interrupted":
                 shutil.copyfile(policy_path(folder, options.seed), folder / "policy.msgpack")
-                code = 130
+                code = outcome.exit_code
             else:
                 summary.update(evaluate_and_draw(run, saved, console))
-    except KeyboardInterrupt:
-        summary["status"], code = "interrupted", 130
+    except KeyboardInterrupt as stop:
+        summary["status"], code = "interrupted", exit_code_of(stop)
     except ValueError as error:
         if "not finite" not in str(error):
             raise
         console.print(f"[bold red]stopped:[/] {error}: lower --learning-rate", highlight=False)
         summary["status"], code = "diverged", 1
-    write_json(folder / "summary.json", summary)
-    if code == 130:
+    _folder.write_json(folder / "summary.json", summary)
+    if code in (INTERRUPTED, TERMINATED):
         console.print(
             f"interrupted after {outcome.env_steps:,} of {run.train.total_steps:,} steps a seed; "
             "the metrics and policies so far are kept"
         )
+        if options.checkpoint_every is not None:
+            console.print(f"go on with --resume {folder}", highlight=False, soft_wrap=True)
     console.print(_cost.table(summary))
     console.print(
         f"{summary['env_steps_total']:,} steps: compiled in {outcome.compile_s:.1f} s, run in "
@@ -284,86 +286,249 @@ class Outcome:
     energy: _cost.RunEnergy
     status: str  # "finished", "interrupted" or "diverged"
     message: str = ""
+    exit_code: int = 0  # of an interrupted run
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What a run compiles before it begins."""
+
+    init: Callable[[jax.Array], Any] | None  # None where the state is read
+    chunks: dict[int, Callable[[Any], Any]]  # by their number of updates
+    evaluate: Callable[[Any], dict[str, jax.Array]] | None  # of a state; None: no evaluations
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The end of a chunk: what must be read and written before the next but one begins."""
+
+    first_update: int
+    metrics: Any
+    evaluation: dict[str, jax.Array] | None  # still being computed
+    snapshot: Any  # the state on the host, to be saved; or None
 
 
 def train_seeds(run: Run, console: Console) -> Outcome:
     """Train all seeds side by side in compiled chunks; write metrics and show progress in between.
 
     The metrics of a chunk are read while the next one runs: writing them costs the run nothing.
+    Evaluation and checkpoint take copies of the state: the next chunk takes the state itself.
     """
-    options, train = run.options, run.train
+    options, train, start = run.options, run.train, run.start
     sizes = chunk_sizes(train.num_updates)
+    done_before = sizes_until(sizes, start.num_updates)
+    what = f"{options.num_seeds} seed(s) of {train.total_steps:,} steps"
+    where = "" if start.step is None else f", from the checkpoint at {start.step:,} steps"
     console.print(
-        f"{run.agent_name} on {options.env}, {options.num_seeds} seed(s) of "
-        f"{train.total_steps:,} steps: compiling",
+        f"{run.agent_name} on {options.env}, {what}{where}: compiling",
         highlight=False,
     )
-    # seed i of many is the run of --seed i: its key depends on nothing else
-    keys = jnp.stack([jax.random.key(seed) for seed in options.seeds])
     with EnergyMeter(watts_per_core=options.watts_per_core) as compiling:
-        init = jax.jit(jax.vmap(train.init)).lower(keys).compile()
-        shapes = jax.eval_shape(jax.vmap(train.init), keys)
-        chunks = {n: compile_chunk(train, n, shapes) for n in sorted(set(sizes))}
-    compile_s = compiling.energy.seconds
+        programs = compile_run(run, sizes[len(done_before) :])
+    compile_energy = compiling.energy
+    if start.compile_energy is not None:
+        compile_energy = start.compile_energy + compile_energy
+    compile_s = start.compile_s + compiling.energy.seconds
+    state = begin(run, programs)
 
     with ExitStack() as stack:
         meter = stack.enter_context(EnergyMeter(watts_per_core=options.watts_per_core))
-        energy_log = _cost.EnergyLog(meter)
-        all_sinks: list[Sink] = [
-            stack.enter_context(sinks.csv_sink(run.folder / "metrics.csv")),
-            stack.enter_context(sinks.tensorboard_sink(run.folder / "tensorboard")),
-            energy_log,
-        ]
+        energy_log = _cost.EnergyLog(meter, list(start.energy_points), start.run_energy)
+        tensorboard = stack.enter_context(
+            sinks.tensorboard_sink(run.folder / "tensorboard", start.wall_s)
+        )
+        done, curve = read_rows(run, done_before)
+        for chunk in (*done, *curve):
+            tensorboard(chunk)
+        to_file, curve_to_file = (
+            stack.enter_context(sinks.csv_sink(run.folder / name, append=start.num_updates > 0))
+            for name in _folder.GROWING
+        )
+        all_sinks: list[Sink] = [to_file, tensorboard, energy_log]
         if options.progress:
             progress = Progress(console, train.num_updates)
             all_sinks.append(stack.enter_context(progress))
+        checkpoints = open_checkpoints(run, stack)
         asked_to_stop = stack.enter_context(first_interrupt_asks())
-        done: list[Chunk] = []
-        began = time.perf_counter()
+        since_saved: list[Chunk] = []
+        began = time.perf_counter() - start.wall_s
 
-        def read(first_update: int, metrics: Any) -> str:
+        def read(end: Boundary) -> str:
             """Wait for a chunk and pass it on; return what is wrong with it, or nothing."""
-            metrics = jax.device_get(metrics)
+            metrics = jax.device_get(end.metrics)
             wall_s = time.perf_counter() - began
-            chunk = Chunk(options.seeds, first_update, train.steps_per_update, wall_s, metrics)
+            seeds, per_update = options.seeds, train.steps_per_update
+            chunk = Chunk(seeds, end.first_update, per_update, wall_s, metrics)
             done.append(chunk)
+            since_saved.append(chunk)
             for sink in all_sinks:
                 sink(chunk)
+            if end.evaluation is not None:
+                rows = jax.device_get(end.evaluation)
+                columns = curve_columns(rows, run.setup.endings)
+                wall_s = time.perf_counter() - began
+                point = Chunk(seeds, chunk.last_update - 1, per_update, wall_s, columns)
+                curve_to_file(point)
+                tensorboard(point)
             bad = sinks.find_non_finite(chunk)
-            if bad is None:
-                return ""
-            seed, update, name = bad
-            return (
-                f"seed {seed}, update {update}: {name} is not finite, training has diverged; lower "
-                "--learning-rate"
-            )
+            if bad is not None:
+                seed, update, name = bad
+                return (
+                    f"seed {seed}, update {update}: {name} is not finite, training has diverged; "
+                    "lower --learning-rate"
+                )
+            if end.snapshot is not None:
+                assert checkpoints is not None
+                metadata = _checkpoint.metadata_of(
+                    run_identity=run.identity,
+                    sizes=_folder.sync(run.folder),
+                    num_updates=chunk.last_update,
+                    wall_s=time.perf_counter() - began,
+                    compile_s=compile_s,
+                    compile_energy=compile_energy,
+                    run_energy=energy_log.so_far(),
+                    energy_points=energy_log.points,
+                    resumed_at=start.resumed_at,
+                )
+                score = _checkpoint.score(since_saved)
+                checkpoints.save(chunk.last_update * per_update, end.snapshot, metadata, score)
+                since_saved.clear()
+            elif checkpoints is not None:
+                checkpoints.check()
+            return ""
 
-        state = init(keys)
-        message, first, waiting = "", 0, None
-        for size in sizes:
-            state, metrics = chunks[size](state)  # returns at once: runs while the last one is read
+        message, first, waiting = "", start.num_updates, None
+        for size in sizes[len(done_before) :]:
+            state, metrics = programs.chunks[size](state)  # at once: runs while the last is read
             if waiting is not None:
-                message = read(*waiting)
-            waiting = first, metrics
-            first += size
-            if message or asked_to_stop.is_set():
+                message = read(waiting)
+            last, stops = first + size, bool(message) or asked_to_stop.is_set()
+            evaluation = snapshot = None
+            if programs.evaluate is not None and is_due(run, eval_every(run), first, last):
+                evaluation = programs.evaluate(state)
+            if checkpoints is not None and not message:
+                is_end = stops or last == train.num_updates
+                if is_end or is_due(run, options.checkpoint_every, first, last):
+                    snapshot = _checkpoint.to_host(state)
+            waiting = Boundary(first, metrics, evaluation, snapshot)
+            first = last
+            if stops:
                 break
         if waiting is not None and not message:
-            message = read(*waiting)
+            message = read(waiting)
         jax.block_until_ready(state)
+        if checkpoints is not None:
+            checkpoints.wait()
         run_s = time.perf_counter() - began
-        used = _cost.RunEnergy(compiling.energy, meter.so_far(), energy_log)
+        used = _cost.RunEnergy(compile_energy, energy_log.so_far(), energy_log)
 
     num_done = done[-1].last_update
-    status = (
-        "diverged" if message else "finished" if num_done == train.num_updates else "interrupted"
-    )
+    code = asked_to_stop.exit_code
+    # at the last moment Ctrl-C comes too late, SIGTERM leaves no time for the evaluation
+    is_done = num_done == train.num_updates and code != TERMINATED
+    status = "diverged" if message else "finished" if is_done else "interrupted"
     metrics = {
         name: np.concatenate([chunk.metrics[name] for chunk in done], axis=1)
         for name in done[0].metrics
     }
     env_steps = num_done * train.steps_per_update
-    return Outcome(state, metrics, env_steps, compile_s, run_s, used, status, message)
+    return Outcome(state, metrics, env_steps, compile_s, run_s, used, status, message, code)
+
+
+def compile_run(run: Run, sizes: Sequence[int]) -> Programs:
+    """Compile all that the run needs for chunks of these sizes."""
+    train = run.train
+    keys = seed_keys(run.options.seeds)
+    shapes = jax.eval_shape(jax.vmap(train.init), keys)
+    init = jax.jit(jax.vmap(train.init)).lower(keys).compile() if run.state is None else None
+    chunks = {n: compile_chunk(train, n, shapes) for n in sorted(set(sizes))}
+    evaluate = compile_curve(run, shapes) if sizes and eval_every(run) else None
+    return Programs(init, chunks, evaluate)
+
+
+def compile_curve(run: Run, shapes: Any) -> Callable[[Any], dict[str, jax.Array]]:
+    """Compile the evaluation while training, of the policies in a state that is donated next."""
+    act = run.agent.make_act(run.config, *spaces.read(run.setup.env, run.setup.params))
+
+    def copied(state: Any) -> Any:
+        return jax.tree.map(jnp.copy, run.agent.get_policy(state))
+
+    copy = jax.jit(copied).lower(shapes).compile()
+    policies = jax.eval_shape(copied, shapes)
+    evaluate = _report.compile_evaluation(
+        run.setup, act, policies, CURVE_SEED, run.options.eval_every_episodes
+    )
+    return lambda state: evaluate(copy(state))
+
+
+def curve_columns(rows: _report.Rows, endings: dict[int, str]) -> dict[str, np.ndarray]:
+    """The columns of evaluation_curve.csv, each (num_seeds, 1); none of what is not known."""
+    lanes = range(len(rows["return"]))
+    stats = [_report.aggregate(rows, lane, endings) for lane in lanes]
+    known = {name: key for name, key in CURVE.items() if stats[0][key] is not None}
+    return {name: np.array([[s[key]] for s in stats]) for name, key in known.items()}
+
+
+def seed_keys(seeds: Sequence[int]) -> jax.Array:
+    """Keys (num_seeds,): seed i of many is the run of --seed i, its key depends on nothing else."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def begin(run: Run, programs: Programs) -> Any:
+    """Return the state to go on from, the folder brought back to where it was then."""
+    if run.options.resume is not None:
+        _folder.cut(run.folder, run.start.sizes)
+    return run.state if programs.init is None else programs.init(seed_keys(run.options.seeds))
+
+
+def read_rows(run: Run, sizes: Sequence[int]) -> tuple[list[Chunk], list[Chunk]]:
+    """What was written before the checkpoint: chunks of metrics, and evaluations while training."""
+    if not sizes:
+        return [], []
+    seeds, per_update = run.options.seeds, run.train.steps_per_update
+    done = sinks.read_csv(run.folder / "metrics.csv", seeds, per_update, sizes)
+    every, ends = eval_every(run), np.cumsum([0, *sizes])
+    evaluated = [b for a, b in itertools.pairwise(ends.tolist()) if is_due(run, every, a, b)]
+    if not evaluated:
+        return done, []
+    path = run.folder / "evaluation_curve.csv"
+    return done, sinks.read_csv(path, seeds, per_update, [1] * len(evaluated))
+
+
+def open_checkpoints(run: Run, stack: ExitStack) -> "Checkpoints | None":
+    """Return where checkpoints are written, if they are; what is damaged makes room."""
+    if run.options.checkpoint_every is None:
+        return None
+    from jaxrl import checkpoint
+
+    folder = run.folder / "checkpoints"
+    for step in run.start.damaged:
+        checkpoint.set_aside(folder, step)
+    return stack.enter_context(checkpoint.Checkpoints(folder, run.options.keep_checkpoints))
+
+
+def eval_every(run: Run) -> int:
+    """Environment steps of a seed between evaluations while training; 0: none."""
+    given = run.options.eval_every
+    return max(1, run.train.total_steps // 10) if given is None else given
+
+
+def is_due(run: Run, every: int | None, before: int, after: int) -> bool:
+    """Whether a multiple of `every` environment steps lies in the updates `before` to `after`."""
+    per_update = run.train.steps_per_update
+    return bool(every) and after * per_update // every > before * per_update // every
+
+
+def sizes_until(sizes: Sequence[int], num_updates: int) -> list[int]:
+    """The first chunks, which are so many updates.
+
+    Raises:
+        ValueError: they are not whole chunks.
+    """
+    ends = [0, *itertools.accumulate(sizes)]
+    if num_updates not in ends:
+        raise ValueError(f"{num_updates} updates are no whole number of chunks of this run")
+    return list(sizes[: ends.index(num_updates)])
 
 
 def compile_chunk(train: Train[Any], num_updates: int, shapes: Any) -> Callable[[Any], Any]:
@@ -391,24 +556,63 @@ def chunk_sizes(num_updates: int) -> list[int]:
     return [size] * (num_updates // size) + rest
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a machine that is to be taken away, or a job at its time limit."""
+
+
+def exit_code_of(stop: KeyboardInterrupt) -> int:
+    """128 + the number of the signal, as shells have it."""
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
+class AskedToStop(threading.Event):
+    """Set by the first signal; knows the exit code that it stands for."""
+
+    exit_code: int = 0
+
+
 @contextlib.contextmanager
-def first_interrupt_asks() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no chunk is lost half-way; the second raises."""
-    asked = threading.Event()
+def sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` as Ctrl-C raises KeyboardInterrupt."""
 
     def handler(*_: Any) -> None:
+        raise Terminated
+
+    with handling({signal.SIGTERM: handler}):
+        yield
+
+
+@contextlib.contextmanager
+def first_interrupt_asks() -> Iterator[AskedToStop]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no chunk is lost; the second raises.
+
+    A checkpoint is written at the end of the chunk, if there are checkpoints.
+    """
+    asked = AskedToStop()
+
+    def handler(number: int, _: Any) -> None:
+        stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
         if asked.is_set():
-            raise KeyboardInterrupt
+            raise stop
+        asked.exit_code = exit_code_of(stop)
         asked.set()
 
+    with handling({signal.SIGINT: handler, signal.SIGTERM: handler}):
+        yield asked
+
+
+@contextlib.contextmanager
+def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Install signal handlers, then the former ones; outside of the main thread do nothing."""
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def policy_path(folder: Path, seed: int) -> Path:
@@ -516,10 +720,3 @@ def machine() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "cpu_count": os.cpu_count(),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a new JSON file."""
-    text = json.dumps(content, indent=2, allow_nan=False)  # before the file exists
-    with path.open("x") as file:
-        file.write(text + "\n")

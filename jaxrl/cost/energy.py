@@ -52,6 +52,20 @@ class Reading:
         """Whether a counter was read."""
         return self.method.startswith("measured")
 
+    def plus(self, later: "Reading") -> "Reading":
+        """The sum of two readings of one part by one method; unknown where either is."""
+
+        def total(a: float | None, b: float | None) -> float | None:
+            return None if a is None or b is None else a + b
+
+        return Reading(
+            self.part,
+            total(self.J, later.J),
+            self.method,
+            total(self.low_J, later.low_J),
+            total(self.high_J, later.high_J),
+        )
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -91,6 +105,15 @@ class Energy:
         """How each part is known, each way once."""
         methods = dict.fromkeys(r.method for r in self.readings)
         return " + ".join(methods) if methods else "not available"
+
+    def __add__(self, later: "Energy") -> "Energy":
+        """This window and a later one as one; what is known of the parts in two ways stays two."""
+        parts: dict[tuple[str, str], Reading] = {}
+        for r in (*self.readings, *later.readings):
+            before = parts.get((r.part, r.method))
+            parts[r.part, r.method] = r if before is None else before.plus(r)
+        notes = tuple(dict.fromkeys((*self.notes, *later.notes)))
+        return Energy(self.seconds + later.seconds, tuple(parts.values()), notes)
 
     def _total(self, end: str) -> float | None:
         values = [r.J if (v := getattr(r, end)) is None else v for r in self.readings]
