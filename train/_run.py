@@ -322,6 +322,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
     console.print(
         f"{run.agent_name} on {options.env}, {what}{where}: compiling",
         highlight=False,
+        soft_wrap=True,
     )
     with EnergyMeter(watts_per_core=options.watts_per_core) as compiling:
         programs = compile_run(run, sizes[len(done_before) :])

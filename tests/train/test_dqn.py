@@ -31,7 +31,7 @@ def test_without_a_name_it_trains_on_cartpole_as_tuned():
 def test_a_run_fills_its_folder_and_its_policy_plays(tmp_path, capsys):
     assert script.main([*ARGV, "--runs-dir", str(tmp_path), "--name", "pole"]) == 0
     folder = tmp_path / "pole"
-    assert {p.name for p in folder.iterdir()} == set(_run.FILES) - {"animation.gif"}
+    assert {p.name for p in folder.iterdir()} == set(_run.FILES) - {"animation.gif", "checkpoints"}
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["agent"]) == ("finished", "dqn")
     assert (summary["env_steps"], summary["env_steps_total"]) == (128, 256)

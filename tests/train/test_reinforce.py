@@ -46,7 +46,7 @@ def test_the_preset_is_the_default():
 def test_a_run_fills_its_folder(tmp_path):
     assert script.main([*ARGV, "--runs-dir", str(tmp_path), "--name", "rover"]) == 0
     folder = tmp_path / "rover"
-    assert {p.name for p in folder.iterdir()} == set(_run.FILES) - {"animation.gif"}
+    assert {p.name for p in folder.iterdir()} == set(_run.FILES) - {"animation.gif", "checkpoints"}
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["agent"]) == ("finished", "reinforce")
     assert (summary["env_steps"], summary["env_steps_total"]) == (128, 256)
