@@ -56,8 +56,9 @@ def measure(case: str, options: Options) -> dict[str, Any]:
     run = _run.Run(agent, settings, config, setup, train, Path(), "")
     sizes = _run.chunk_sizes(train.num_updates)
     programs = _run.compile_run(run, sizes)
+    shapes = jax.eval_shape(jax.vmap(train.init), _run.seed_keys(settings.seeds))
     began = time.process_time()
-    _run.compile_curve(run, jax.eval_shape(programs.init, _run.seed_keys(settings.seeds)))
+    _run.compile_curve(run, shapes)
     compile_cpu_s = time.process_time() - began
     timed = {with_it: [] for with_it in (True, False)}
     for _ in range(options.repeats):
