@@ -102,7 +102,7 @@ def to_host(state: Any) -> Snapshot:
         data.append(x)
     for i, x in enumerate(data):
         if np.size(x):  # orbax takes no empty array
-            # a copy: on CPU NumPy would look into the device's own memory, which may be donated
+            # a copy: on CPU NumPy looks into the device's own memory, which is then not donated
             arrays[_number(i)] = np.array(jnp.asarray(x))
     return Snapshot(leaves, arrays)
 
