@@ -37,7 +37,7 @@ def evaluate(
 
 def compile_evaluation(
     setup: "EnvSetup", act: Callable[..., jax.Array], shapes: Any, seed: int, num_episodes: int
-) -> Callable[[Any], Rows]:
+) -> Callable[[Any], dict[str, jax.Array]]:
     """Compile `evaluate` for policies of these shapes; the result stays on the device."""
     program, params, keys = evaluation(setup, act, seed, num_episodes)
     compiled = program.lower(shapes, params, keys).compile()
@@ -64,7 +64,7 @@ def evaluation(
     return jax.jit(jax.vmap(over_episodes, in_axes=(0, None, None))), params, keys
 
 
-def rows_of(episodes: rollout.Episodes) -> Rows:
+def rows_of(episodes: rollout.Episodes) -> dict[str, Any]:
     """The columns of `evaluate` from the episodes of all policies."""
     rows: dict[str, Any] = {
         "return": episodes.returns,

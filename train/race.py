@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl.checks import check_count
-from train import _cli, _run
+from train import _cli, _folder, _run
 
 if TYPE_CHECKING:
     from train import _race
@@ -134,7 +134,7 @@ def execute(options: Options, drivers: "list[_race.Driver]", out: Path | None) -
     console.print(remarks(rows, race, float(params.dt)), highlight=False, soft_wrap=True)
     if options.json is not None:
         options.json.unlink(missing_ok=True)
-        _run.write_json(options.json, content(options, drivers, rows, race))
+        _folder.write_json(options.json, content(options, drivers, rows, race))
         console.print(f"{options.json}", highlight=False, soft_wrap=True)
     if out is not None:
         from jaxrl.envs.render import micro_racer as pictures

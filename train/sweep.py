@@ -105,6 +105,11 @@ def prepare(argv: list[str]) -> Callable[[], int]:
     if {"-h", "--help"} & set(rest):
         own.print_help()
         print()
+    for name in ("--resume", "--checkpoint-every"):
+        if any(argument.split("=")[0] == name for argument in rest):
+            raise ValueError(
+                f"{name} is for single runs: a sweep that was stopped goes on by the same command"
+            )
     options, config = _cli.parse(agent, rest)
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
@@ -152,7 +157,7 @@ def prepare(argv: list[str]) -> Callable[[], int]:
         "num_samples": num_samples,
         "sample_seed": sample_seed,
         "each": each,
-        "config": _cli.as_dict(config),
+        "config": dataclasses.asdict(config),
         "settings": settings,
         "jaxrl": jaxrl.__version__,
         "jax": jax.__version__,

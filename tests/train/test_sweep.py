@@ -302,6 +302,7 @@ def test_an_agent_that_does_not_fit_is_told(tmp_path, capsys):
         (["--grid", "learning_rate=1e-3,-1"], ["learning_rate = -1.0", "(0.0, inf)"]),
         (["--grid", "gamma=0.9,1.5"], ["gamma = 1.5"]),
         (["--grid", "gamma=0.9,0.9"], ["gamma has a value twice"]),
+        (["--grid", "gamma=0.9", "--resume", "runs/a"], ["--resume", "same command"]),
         (["--grid", "gamma=0.9", "--uniform", "gamma=0:1"], ["gamma is swept twice"]),
         (["--grid", "gamma=0.9", "--gamma", "0.8"], ["gamma is swept and set by --gamma"]),
         (["--grid", "hidden=64,64"], ["hidden is a size or a switch", "--each hidden="]),
