@@ -9,9 +9,10 @@ agree is how often they land, what they earn and how long they take.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,37 +66,64 @@ def controller(obs: jax.Array, *, continuous: bool) -> jax.Array:
     return jnp.where((lift > jnp.abs(turn)) & (lift > 0.05), 2, action).astype(jnp.int32)
 
 
-def fly_theirs(seeds: np.ndarray, continuous: bool) -> dict[str, np.ndarray]:
-    """Gymnasium's episodes: return, length, ending."""
+def fly_theirs(
+    seeds: np.ndarray,
+    continuous: bool,
+    act: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Gymnasium's episodes: return, length, ending, each (num_seeds,).
+
+    Steered by its heuristic, or by `act(obs (n, 8)) -> action (n, ...)` of all episodes at once.
+    """
     import gymnasium
     from gymnasium.envs.box2d.lunar_lander import heuristic
 
-    env = gymnasium.make("LunarLander-v3", continuous=continuous)
-    bare = env.unwrapped
-    out = {"return": [], "length": [], "ending": []}
-    for seed in seeds:
-        obs, _ = env.reset(seed=int(seed))
-        total, length, over, terminated = 0.0, 0, False, False
-        while not over:
+    envs = [gymnasium.make("LunarLander-v3", continuous=continuous) for _ in seeds]
+    obs = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)])
+    total, length, last = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), int)
+    running = np.ones(len(seeds), bool)
+    while running.any():
+        actions = None if act is None else act(obs)
+        for i in np.flatnonzero(running):
+            action = heuristic(envs[i], obs[i]) if actions is None else actions[i]
             # as stored and as here: float32 actions
-            action = heuristic(env, obs)
-            action = np.asarray(action, np.float32) if continuous else action
-            obs, reward, terminated, truncated, _ = env.step(action)
-            total, length, over = total + float(reward), length + 1, terminated or truncated
-        ending = LanderEnding.NONE
-        if terminated:
-            ending = LanderEnding.OUT_OF_VIEW
-            if bare.game_over:  # pyright: ignore[reportAttributeAccessIssue]
-                ending = LanderEnding.CRASHED
-            if not bare.lander.awake:  # pyright: ignore[reportAttributeAccessIssue]
-                ending = LanderEnding.LANDED
-        for name, value in (("return", total), ("length", length), ("ending", ending)):
-            out[name].append(value)
-    return {name: np.array(values) for name, values in out.items()}
+            action = np.asarray(action, np.float32) if continuous else int(action)
+            obs[i], reward, terminated, truncated, _ = envs[i].step(action)
+            total[i], length[i] = total[i] + float(reward), length[i] + 1
+            running[i] = not (terminated or truncated)
+            if terminated:
+                last[i] = _ending(envs[i].unwrapped)
+    return {"return": total, "length": length, "ending": last}
+
+
+def _ending(bare: Any) -> LanderEnding:
+    """How an episode of Gymnasium's terminated."""
+    if not bare.lander.awake:
+        return LanderEnding.LANDED
+    return LanderEnding.CRASHED if bare.game_over else LanderEnding.OUT_OF_VIEW
 
 
 def fly_ours(seeds: np.ndarray, continuous: bool, solver: str) -> dict[str, np.ndarray]:
     """The same episodes here."""
+
+    def act(_: Any, obs: jax.Array) -> jax.Array:
+        return controller(obs, continuous=continuous)
+
+    flown = fly_policies(seeds, continuous, solver, act, np.zeros(1))
+    return {name: values[0] for name, values in flown.items()}
+
+
+def fly_policies(
+    seeds: np.ndarray,
+    continuous: bool,
+    solver: str,
+    act: Callable[[Any, jax.Array], jax.Array],
+    policies: Any,
+) -> dict[str, np.ndarray]:
+    """The same episodes here, steered by policies: each result is (num_policies, num_seeds).
+
+    `act(policy, obs (8,)) -> action`; `policies` has a leading axis (num_policies,).
+    """
     env = LunarLander(continuous=continuous, solver=solver)  # pyright: ignore[reportArgumentType]
     params = env.default_params
     heights, force, noise = (np.stack(a) for a in zip(*map(draws, seeds), strict=True))
@@ -107,27 +135,33 @@ def fly_ours(seeds: np.ndarray, continuous: bool, solver: str) -> dict[str, np.n
 
     first = jax.jit(jax.vmap(begin))(heights, force)
 
-    def one(state, over, first, noise):
-        action = controller(env.observe(None, state, None, params), continuous=continuous)  # pyright: ignore[reportArgumentType]
+    def one(policy, state, over, first, noise):
+        action = act(policy, env.observe(None, state, None, params))  # pyright: ignore[reportArgumentType]
         _, state, reward, ended, info = env.step_with(state, action, noise, params)
         # a lander that has ended waits in the air, where it costs little
         state = jax.tree.map(lambda a, b: jnp.where(over | ended, a, b), first, state)
         return state, over | ended, jnp.where(over, 0.0, reward), jnp.where(over, 0, info["ending"])
 
+    over_seeds = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+    over_policies = jax.vmap(over_seeds, in_axes=(0, 0, 0, None, None))
+
     @jax.jit
-    def run(state, over, noise):
+    def run(policies, state, over, noise):
         def body(carry, noise):
             state, over = carry
             was_over = over
-            state, over, reward, ending = jax.vmap(one)(state, over, first, noise)
+            state, over, reward, ending = over_policies(policies, state, over, first, noise)
             return (state, over), (reward, ending, ~was_over)
 
         return jax.lax.scan(body, (state, over), noise)
 
-    state, over = first, jnp.zeros(len(seeds), bool)
-    total, length, last = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), int)
-    for chunk in noise.reshape(10, MAX_STEPS // 10, len(seeds), 2):
-        (state, over), (reward, ending, running) = run(state, over, chunk)
+    num_policies = len(jax.tree.leaves(policies)[0])
+    shape = (num_policies, len(seeds))
+    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (num_policies, *a.shape)), first)
+    over = jnp.zeros(shape, bool)
+    total, length, last = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
+    for chunk in noise.reshape(20, MAX_STEPS // 20, len(seeds), 2):
+        (state, over), (reward, ending, running) = run(policies, state, over, chunk)
         total += np.asarray(reward, np.float64).sum(axis=0)
         length += np.asarray(running).sum(axis=0)
         last += np.asarray(ending).sum(axis=0)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.envs import Ending, MarsRover, MicroRacer
+from jaxrl.envs import Ending, LanderEnding, LunarLander, MarsRover, MicroRacer
+from jaxrl.envs import lunar_lander as lander
 from jaxrl.envs import mars_rover as rover
 from jaxrl.envs.micro_racer import EnvParams
+from jaxrl.envs.render import lunar_lander as render_lander
 from jaxrl.envs.render import mars_rover as render_rover
 from jaxrl.envs.render import micro_racer as render
 
@@ -61,3 +63,19 @@ def mars_rover(
     how = "ended" if states.ended[-1] else "time limit"
     total = float(np.asarray(params.rewards)[states.position[:-1]].sum())
     return f"one episode, {how} after {int(states.time[-1])} steps, return {total:g}"
+
+
+def lunar_lander(
+    act: Callable[[jax.Array], jax.Array],
+    env: LunarLander,
+    params: lander.EnvParams,
+    key: jax.Array,
+    path: Path,
+) -> str:
+    """Fly one episode with `act(obs) -> action` and write it to `path`; return what it shows."""
+    states = render_lander.fly(env, params, act, key)
+    frames = render_lander.render_episode(states, params)
+    render_lander.save_animation(frames, path)
+    ending = LanderEnding(int(lander.ending_of(jax.tree.map(lambda x: x[-1], states.world))))
+    how = "time limit" if ending == LanderEnding.NONE else ending.name.lower().replace("_", " ")
+    return f"one episode, {how} after {int(states.time[-1])} steps"

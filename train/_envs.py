@@ -51,6 +51,8 @@ def make_env(env_id: str, **kwargs: Any) -> EnvSetup:
         return _micro_racer(env, params, kwargs)
     if env_id == "MarsRover-v0":
         return _mars_rover(env, params, kwargs)
+    if env_id in ("LunarLander-v3", "LunarLanderContinuous-v3"):
+        return _lunar_lander(env_id, env, params, kwargs)
     return EnvSetup(env_id, kwargs, env, params, lambda seed, num_episodes: (params, None))
 
 
@@ -172,4 +174,28 @@ def _mars_rover(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
         params,
         lambda seed, num_episodes: (params, None),
         animate=animate if env.length <= MAX_DRAWN_STATES else None,
+    )
+
+
+def _lunar_lander(env_id: str, env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
+    """LunarLander, discrete or continuous, with its endings and its picture."""
+
+    def animate(
+        act: Callable[[jax.Array], jax.Array], seed: int, num_episodes: int, path: Path
+    ) -> str:
+        from train import _animation
+
+        del num_episodes
+        key = jax.random.fold_in(jax.random.key(0xA11), seed)
+        return _animation.lunar_lander(act, env, params, key, path)
+
+    endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.LanderEnding}
+    return EnvSetup(
+        env_id,
+        kwargs,
+        env,
+        params,
+        lambda seed, num_episodes: (params, None),
+        endings=endings,
+        animate=animate,
     )

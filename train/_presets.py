@@ -13,6 +13,15 @@ class Preset:
     train_params: dict[str, Any] = field(default_factory=dict)
 
 
+LUNAR_LANDER_PPO = {
+    "total_steps": 999_424,  # 244 updates
+    "num_envs": 32,
+    "num_steps": 128,
+    "num_minibatches": 16,
+    "learning_rate": 1e-3,
+    "gamma": 0.999,  # an episode lasts 200 to 300 steps, and what counts comes at its end
+    "gae_lambda": 0.98,
+}
 PPO = {
     "MicroRacer-v0": Preset(
         {
@@ -47,6 +56,8 @@ PPO = {
             "gamma": 0.95,
         }
     ),
+    "LunarLander-v3": Preset(LUNAR_LANDER_PPO | {"ent_coef": 0.01}),
+    "LunarLanderContinuous-v3": Preset(LUNAR_LANDER_PPO),
 }
 
 Q_LEARNING = {
@@ -104,8 +115,37 @@ DQN = {
             "n_step": 3,
         }
     ),
+    "LunarLander-v3": Preset(
+        {
+            "total_steps": 500_000,  # 250 updates
+            "num_envs": 16,
+            "num_steps": 125,
+            "num_gradient_steps": 4,
+            "batch_size": 128,
+            "buffer_size": 100_000,
+            "learning_starts": 5_000,
+            "learning_rate": 1e-3,
+            "anneal_learning_rate": True,
+            "epsilon_fraction": 0.2,
+            "epsilon_end": 0.02,
+            "tau": 0.01,
+            "n_step": 3,
+        }
+    ),
 }
 
+LUNAR_LANDER_OFF_POLICY = {
+    "total_steps": 300_000,  # 150 updates
+    "num_envs": 16,
+    "num_steps": 125,
+    "num_gradient_steps": 4,
+    "batch_size": 128,
+    "buffer_size": 100_000,
+    "learning_starts": 5_000,
+    "learning_rate": 1e-3,
+    "anneal_learning_rate": True,
+    "tau": 0.01,
+}
 # of SAC, TD3, DDPG and DSAC alike: at 30,000 steps all four reach about -148 on Pendulum
 OFF_POLICY = {
     "Pendulum-v1": Preset(
@@ -134,6 +174,7 @@ OFF_POLICY = {
             "tau": 0.01,
         }
     ),
+    "LunarLanderContinuous-v3": Preset(LUNAR_LANDER_OFF_POLICY),
 }
 
 PRESETS: dict[str, dict[str, Preset]] = {

@@ -32,6 +32,7 @@ def render(state: EnvState, params: EnvParams, *, width: int = 600) -> np.ndarra
         raise ValueError(f"width = {width} must be at least 60 pixels")
     state = jax.device_get(state)
     scale = width * SHARPNESS / WIDTH  # pixels per metre
+    line = max(round(scale / SCALE), SHARPNESS)  # a pixel of Gymnasium's, at least one of ours
     size = (width * SHARPNESS, round(HEIGHT * scale))
     picture = Image.new("RGB", size, SKY)
     brush = ImageDraw.Draw(picture)
@@ -44,8 +45,10 @@ def render(state: EnvState, params: EnvParams, *, width: int = 600) -> np.ndarra
     brush.polygon(pixels([(0.0, -1.0), *ground, (WIDTH, -1.0)]), fill=MOON)
     for x in (0.4 * WIDTH, 0.6 * WIDTH):
         top = HELIPAD_Y + 50 / SCALE
-        line = max(round(scale / SCALE), 1)
-        brush.line(pixels([(x, HELIPAD_Y), (x, top)]), fill=POLE, width=line)
+        # one whole pixel of the finished frame: half in two it would be grey
+        (left, above), (_, below) = pixels([(x, top), (x, HELIPAD_Y)])
+        left = SHARPNESS * round(left / SHARPNESS)
+        brush.rectangle((left, above, left + line - 1, below), fill=POLE)
         tip = (x + 25 / SCALE, top - 5 / SCALE)
         brush.polygon(pixels([(x, top), (x, top - 10 / SCALE), tip]), fill=FLAG)
 
@@ -59,8 +62,7 @@ def render(state: EnvState, params: EnvParams, *, width: int = 600) -> np.ndarra
     for vertices, pose in parts:
         corners = pixels(_place(vertices, pose))
         brush.polygon(corners, fill=BODY)
-        line = max(round(2 * scale / SCALE), 1)
-        brush.line([*corners, corners[0]], fill=OUTLINE, width=line)
+        brush.line([*corners, corners[0]], fill=OUTLINE, width=3 * line // 2)
     small = picture.resize((width, round(HEIGHT * width / WIDTH)), Image.Resampling.BOX)
     return np.asarray(small)
 
@@ -72,9 +74,9 @@ def pixel(x: float, y: float, *, width: int = 600) -> tuple[int, int]:
 
 
 def render_episode(
-    states: EnvState, params: EnvParams, *, width: int = 450, every: int = 3
+    states: EnvState, params: EnvParams, *, width: int = 450, every: int = 2
 ) -> list[np.ndarray]:
-    """Frames of an episode: every third of its states (T, ...), and the last."""
+    """Frames of an episode: every second of its states (T, ...), 25 a second, and the last."""
     states = jax.device_get(states)
     num_states = len(states.time)
     frames = []

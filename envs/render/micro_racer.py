@@ -148,7 +148,9 @@ def save_animation(frames: Sequence[np.ndarray], path: Path | str, *, fps: int =
         raise ValueError("there are no frames to save")
     frames = [*frames, *[frames[-1]] * fps]
     if path.suffix == ".gif":
-        palette = Image.fromarray(frames[0]).quantize(128)  # one for all: nothing flickers
+        # one palette for all, so that nothing flickers, of frames that show all there is
+        some = np.concatenate([frames[i] for i in np.linspace(0, len(frames) - 1, 8).astype(int)])
+        palette = Image.fromarray(some).quantize(128)
         images = [
             Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames
         ]

@@ -63,7 +63,7 @@ def test_animations_are_written(state, tmp_path):
     states = jax.tree.map(lambda a: jnp.stack([a] * 7), state)
     states = states.replace(throttle=jnp.linspace(0, 1, 14).reshape(7, 2))
     frames = render.render_episode(states, params, width=90)
-    assert len(frames) == 3  # 0, 3, 6
+    assert len(frames) == 4  # 0, 2, 4, 6
     render.save_animation(frames, tmp_path / "landing.gif")
     with Image.open(tmp_path / "landing.gif") as image:
         assert image.size == (90, 60)
