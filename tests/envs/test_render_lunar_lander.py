@@ -59,6 +59,55 @@ def test_flames_are_where_the_engines_fire(state):
     assert not near(pushes_right, x + 0.95, y + 0.37, render.FLAME)
 
 
+@pytest.mark.filterwarnings("ignore")  # of pygame and of SWIG
+def test_frames_are_gymnasiums():
+    pytest.importorskip("Box2D", reason="Box2D is not installed (pip install gymnasium[box2d])")
+    import gymnasium
+
+    from benchmarks.lunar_lander_parity import draws
+
+    theirs = gymnasium.make("LunarLander-v3", render_mode="rgb_array")
+    theirs.reset(seed=3)
+    terrain = lunar_lander.terrain(jnp.asarray(draws(3)[0], jnp.float32), params)
+    first = lunar_lander.start(terrain, jnp.zeros(2), jnp.zeros(2, jnp.int32), params)
+    shown = 0
+    for t in range(60):  # nothing fires: the flames differ
+        theirs.step(0)
+        if t % 20 < 19:
+            continue
+        bare = theirs.unwrapped
+        world, legs = first.world, bare.legs
+        hull = world.hull._replace(
+            x=bare.lander.worldCenter[0], y=bare.lander.worldCenter[1], a=bare.lander.angle
+        )
+        leg = world.leg._replace(
+            x=np.asarray([leg.worldCenter[0] for leg in legs]),
+            y=np.asarray([leg.worldCenter[1] for leg in legs]),
+            a=np.asarray([leg.angle for leg in legs]),
+        )
+        ours = env.render(first.replace(world=world._replace(hull=hull, leg=leg)), params)
+        theirs_frame = np.asarray(theirs.render())
+        # the lander covers 0.6 % of the frame: all of it, not only most of the sky, must agree
+        apart = np.abs(theirs_frame.astype(int) - ours).max(axis=-1) > 100
+        assert apart.mean() < 0.003
+        purple = [(np.abs(f.astype(int) - render.BODY).sum(-1) < 90) for f in (theirs_frame, ours)]
+        overlap = (purple[0] & purple[1]).sum() / (purple[0] | purple[1]).sum()
+        assert overlap > 0.8
+        shown += 1
+    assert shown == 3
+
+
+def test_a_colour_of_later_frames_is_kept(tmp_path):
+    frames = [np.zeros((60, 90, 3), np.uint8) for _ in range(30)]
+    for frame in frames[10:]:
+        frame[20:40, 20:40] = render.FLAME
+    render.save_animation(frames, tmp_path / "flame.gif")
+    with Image.open(tmp_path / "flame.gif") as image:
+        image.seek(image.n_frames - 1)
+        shown = np.asarray(image.convert("RGB"))[30, 30]
+    assert np.abs(shown.astype(int) - render.FLAME).max() < 10
+
+
 def test_animations_are_written(state, tmp_path):
     states = jax.tree.map(lambda a: jnp.stack([a] * 7), state)
     states = states.replace(throttle=jnp.linspace(0, 1, 14).reshape(7, 2))
