@@ -3,8 +3,8 @@
     python -m benchmarks.lunar_lander_sb3
 
 Done once: `benchmarks/data/lunar_lander_sb3.npz` is what `benchmarks.lunar_lander_transfer` lets
-fly here. The settings are those that RL Baselines3 Zoo tuned. Stable-Baselines3 is installed into an
-environment of its own (network needed the first time; with the torch of some indices it takes
+fly here. The settings are those that RL Baselines3 Zoo tuned. Stable-Baselines3 is installed into
+an environment of its own (network needed the first time; with the torch of some indices it takes
 several GB) and knows nothing of our environment.
 """
 
@@ -55,7 +55,7 @@ def load(path: Path = WEIGHTS) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def act(weights: dict[str, jax.Array], obs: jax.Array) -> jax.Array:
-    """The network's most likely action () int32 for an observation (8,): tanh between the layers."""
+    """The network's most likely action () int32 for an observation (8,); tanh between layers."""
     num_layers = len(weights) // 2
     for i in range(num_layers):
         obs = obs @ weights[f"w{i}"] + weights[f"b{i}"]
