@@ -6,6 +6,8 @@ Trains PPO in Gymnasium's LunarLander-v3, writes the policy network's weights an
 100 further episodes there to `out`, and prints JSON: versions, score, seconds.
 """
 
+# pyright: reportMissingImports=false
+
 import json
 import sys
 import time
