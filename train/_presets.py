@@ -120,7 +120,7 @@ DQN = {
             "total_steps": 500_000,  # 250 updates
             "num_envs": 16,
             "num_steps": 125,
-            "num_gradient_steps": 4,
+            "num_gradient_steps": 3,
             "batch_size": 128,
             "buffer_size": 100_000,
             "learning_starts": 5_000,
