@@ -57,7 +57,8 @@ PPO = {
         }
     ),
     "LunarLander-v3": Preset(LUNAR_LANDER_PPO | {"ent_coef": 0.01}),
-    "LunarLanderContinuous-v3": Preset(LUNAR_LANDER_PPO),
+    # at rest both engines must be off for 25 steps on end: noise there, not everywhere, has to go
+    "LunarLanderContinuous-v3": Preset(LUNAR_LANDER_PPO | {"state_dependent_std": True}),
 }
 
 Q_LEARNING = {
