@@ -27,12 +27,16 @@ def main(settings: dict) -> dict:
     torch.set_num_threads(1)  # a small network: more threads only wait for each other
     began = time.perf_counter()
     env = make_vec_env(
-        "LunarLander-v3", settings["num_envs"], seed=settings["seed"], vec_env_cls=DummyVecEnv
+        "LunarLander-v3",
+        settings["num_envs"],
+        seed=settings["seed"],
+        env_kwargs={"render_mode": None},  # the default makes particles for pictures: slow
+        vec_env_cls=DummyVecEnv,
     )
     agent = PPO("MlpPolicy", env, seed=settings["seed"], device="cpu", **settings["ppo"])
     agent.learn(settings["total_steps"])
     train_s = time.perf_counter() - began
-    fresh = make_vec_env("LunarLander-v3", 8, seed=1_000_000)
+    fresh = make_vec_env("LunarLander-v3", 8, seed=1_000_000, env_kwargs={"render_mode": None})
     returns, _ = evaluate_policy(agent, fresh, 100, return_episode_rewards=True)
     layers = [m for m in agent.policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
     layers.append(agent.policy.action_net)
