@@ -7,6 +7,7 @@ controller from their own observations. Touch-down is chaotic, so single episode
 agree is how often they land, what they earn and how long they take.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 import tyro
 
 from jaxrl.envs import LanderEnding, LunarLander
-from jaxrl.envs.lunar_lander import start, terrain
+from jaxrl.envs.lunar_lander import observation, start, terrain
 from train._run import machine
 
 MAX_STEPS = 1000
@@ -103,71 +104,53 @@ def _ending(bare: Any) -> LanderEnding:
     return LanderEnding.CRASHED if bare.game_over else LanderEnding.OUT_OF_VIEW
 
 
-def fly_ours(seeds: np.ndarray, continuous: bool, solver: str) -> dict[str, np.ndarray]:
-    """The same episodes here."""
-
-    def act(_: Any, obs: jax.Array) -> jax.Array:
-        return controller(obs, continuous=continuous)
-
-    flown = fly_policies(seeds, continuous, solver, act, np.zeros(1))
-    return {name: values[0] for name, values in flown.items()}
-
-
-def fly_policies(
+def fly_ours(
     seeds: np.ndarray,
     continuous: bool,
     solver: str,
-    act: Callable[[Any, jax.Array], jax.Array],
-    policies: Any,
+    act: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The same episodes here, steered by policies: each result is (num_policies, num_seeds).
-
-    `act(policy, obs (8,)) -> action`; `policies` has a leading axis (num_policies,).
-    """
-    env = LunarLander(continuous=continuous, solver=solver)  # pyright: ignore[reportArgumentType]
-    params = env.default_params
+    """The same episodes here, steered alike."""
+    params = LunarLander().default_params
     heights, force, noise = (np.stack(a) for a in zip(*map(draws, seeds), strict=True))
-    heights, force = jnp.asarray(heights, jnp.float32), jnp.asarray(force, jnp.float32)
-    noise = jnp.asarray(np.swapaxes(noise, 0, 1), jnp.float32)
+    noise = np.swapaxes(noise, 0, 1).astype(np.float32)
 
     def begin(u, force):
-        return start(terrain(u, params), force, jnp.zeros(2, jnp.int32), params)
+        state = start(terrain(u, params), force, jnp.zeros(2, jnp.int32), params)
+        return state, observation(state.world)
 
-    first = jax.jit(jax.vmap(begin))(heights, force)
+    first, obs = jax.jit(jax.vmap(begin))(
+        jnp.asarray(heights, jnp.float32), jnp.asarray(force, jnp.float32)
+    )
+    if act is None:
+        act = jax.jit(jax.vmap(functools.partial(controller, continuous=continuous)))
+    step, state, over = _stepper(continuous, solver), first, jnp.zeros(len(seeds), bool)
+    total, length, last = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), int)
+    for t in range(MAX_STEPS):
+        running = ~np.asarray(over)
+        if not running.any():
+            break
+        state, obs, over, reward, ending = step(state, over, first, act(np.asarray(obs)), noise[t])
+        total += np.asarray(reward, np.float64)
+        length += running
+        last += np.asarray(ending)
+    return {"return": total, "length": length, "ending": last}
 
-    def one(policy, state, over, first, noise):
-        action = act(policy, env.observe(None, state, None, params))  # pyright: ignore[reportArgumentType]
+
+@functools.cache  # compiled once for all policies
+def _stepper(continuous: bool, solver: str) -> Callable[..., Any]:
+    env = LunarLander(continuous=continuous, solver=solver)  # pyright: ignore[reportArgumentType]
+    params = env.default_params
+
+    def one(state, over, first, action, noise):
         _, state, reward, ended, info = env.step_with(state, action, noise, params)
         # a lander that has ended waits in the air, where it costs little
-        state = jax.tree.map(lambda a, b: jnp.where(over | ended, a, b), first, state)
-        return state, over | ended, jnp.where(over, 0.0, reward), jnp.where(over, 0, info["ending"])
+        ended = over | ended
+        state = jax.tree.map(lambda a, b: jnp.where(ended, a, b), first, state)
+        reward = jnp.where(over, 0.0, reward)
+        return state, observation(state.world), ended, reward, jnp.where(over, 0, info["ending"])
 
-    over_seeds = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
-    over_policies = jax.vmap(over_seeds, in_axes=(0, 0, 0, None, None))
-
-    @jax.jit
-    def run(policies, state, over, noise):
-        def body(carry, noise):
-            state, over = carry
-            was_over = over
-            state, over, reward, ending = over_policies(policies, state, over, first, noise)
-            return (state, over), (reward, ending, ~was_over)
-
-        return jax.lax.scan(body, (state, over), noise)
-
-    num_policies = len(jax.tree.leaves(policies)[0])
-    shape = (num_policies, len(seeds))
-    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (num_policies, *a.shape)), first)
-    over = jnp.zeros(shape, bool)
-    total, length, last = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
-    for chunk in noise.reshape(20, MAX_STEPS // 20, len(seeds), 2):
-        (state, over), (reward, ending, running) = run(policies, state, over, chunk)
-        total += np.asarray(reward, np.float64).sum(axis=0)
-        length += np.asarray(running).sum(axis=0)
-        last += np.asarray(ending).sum(axis=0)
-        if np.asarray(over).all():
-            break
-    return {"return": total, "length": length, "ending": last}
+    return jax.jit(jax.vmap(one))
 
 
 def compare(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> dict[str, float]:

@@ -3,9 +3,9 @@
     python -m benchmarks.lunar_lander_transfer --json benchmarks/results/lunar_lander_transfer.json
 
 From ours to Gymnasium: PPO (discrete and continuous) and DQN are trained here with their presets,
-unless their run folders are in `--runs` already, and saved. Every seed's policy is read back from
-its file by `jaxrl.load_policy` and flown in Gymnasium as it is. From Gymnasium to ours: the network
-that Stable-Baselines3 trained there (`benchmarks.lunar_lander_sb3`).
+unless their run folders are in `--runs` already, and saved. The first seeds' policies are read back
+from their files by `jaxrl.load_policy` and flown in Gymnasium as they are. From Gymnasium to ours:
+the network that Stable-Baselines3 trained there (`benchmarks.lunar_lander_sb3`).
 
 Each policy flies the same episodes in both: terrain, push and noise are those that Gymnasium draws
 for a seed. The difference is therefore paired; +- is its standard error over the seeds, of the mean
@@ -26,10 +26,9 @@ import tyro
 
 import jaxrl
 from benchmarks import lunar_lander_sb3
-from benchmarks.lunar_lander_parity import fly_policies, fly_theirs
+from benchmarks.lunar_lander_parity import fly_ours, fly_theirs
 from jaxrl.envs import LanderEnding
 from jaxrl.policy import read_policy
-from train._report import stack
 from train._run import machine
 
 TRAINED_HERE = {  # folder: agent, environment
@@ -49,6 +48,8 @@ class Options:
     """Folder of the training runs; what is missing there is trained."""
     num_seeds: int = 8
     """Seeds to train, where training is needed."""
+    num_policies: int = 4
+    """Seeds whose policies fly, the first of each run."""
     num_episodes: int = 400
     """Paired episodes of each policy."""
     first_seed: int = 500_000
@@ -58,7 +59,7 @@ class Options:
 
 
 def trained(name: str, options: Options) -> list[Path]:
-    """The policy files of a run, one for each seed; trains where there is none.
+    """The policy files of a run, one a seed, the first few; trains where there is none.
 
     Raises:
         RuntimeError: the training failed.
@@ -70,27 +71,31 @@ def trained(name: str, options: Options) -> list[Path]:
         argv += ["--runs-dir", str(options.runs), "--name", name, "--no-animate"]
         if script.main(argv):
             raise RuntimeError(f"training {name} failed")
-    return sorted((options.runs / name / "policies").glob("seed_*.msgpack"))
+    files = sorted((options.runs / name / "policies").glob("seed_*.msgpack"))
+    return files[: options.num_policies]
+
+
+def fly(
+    acts: list[Callable[[np.ndarray], np.ndarray]], continuous: bool, seeds: np.ndarray
+) -> tuple[Flown, Flown]:
+    """Fly policies in Gymnasium and here, the same functions of NumPy arrays in both."""
+    theirs = [fly_theirs(seeds, continuous, act) for act in acts]
+    ours = [fly_ours(seeds, continuous, "exact", act) for act in acts]
+    theirs, ours = ({k: np.stack([f[k] for f in all_]) for k in all_[0]} for all_ in (theirs, ours))
+    return theirs, ours
 
 
 def fly_saved(files: list[Path], seeds: np.ndarray) -> tuple[Flown, Flown]:
-    """Fly saved policies of one agent in Gymnasium and here."""
-    saved = [read_policy(file) for file in files]
-    continuous = saved[0].env == "LunarLanderContinuous-v3"
-    theirs = [fly_theirs(seeds, continuous, jaxrl.load_policy(file)) for file in files]
-    act, policies = saved[0].act_fn(), stack([s.policy for s in saved])
-    ours = fly_policies(seeds, continuous, "exact", act, policies)
-    return {name: np.stack([t[name] for t in theirs]) for name in theirs[0]}, ours
+    """Fly saved policies of one agent."""
+    continuous = read_policy(files[0]).env == "LunarLanderContinuous-v3"
+    return fly([jaxrl.load_policy(file) for file in files], continuous, seeds)
 
 
 def fly_sb3(seeds: np.ndarray) -> tuple[Flown, Flown]:
     """Fly the network that Stable-Baselines3 trained in Gymnasium."""
     _, weights = lunar_lander_sb3.load()
     compiled = jax.jit(lunar_lander_sb3.act)
-    theirs = fly_theirs(seeds, False, lambda obs: np.asarray(compiled(weights, obs)))
-    policies = jax.tree.map(lambda x: x[None], weights)
-    ours = fly_policies(seeds, False, "exact", lunar_lander_sb3.act, policies)
-    return {name: values[None] for name, values in theirs.items()}, ours
+    return fly([lambda obs: np.asarray(compiled(weights, obs))], False, seeds)
 
 
 def compare(theirs: Flown, ours: Flown) -> dict[str, Any]:
