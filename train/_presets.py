@@ -135,18 +135,6 @@ DQN = {
     ),
 }
 
-LUNAR_LANDER_OFF_POLICY = {
-    "total_steps": 300_000,  # 150 updates
-    "num_envs": 16,
-    "num_steps": 125,
-    "num_gradient_steps": 4,
-    "batch_size": 128,
-    "buffer_size": 100_000,
-    "learning_starts": 5_000,
-    "learning_rate": 1e-3,
-    "anneal_learning_rate": True,
-    "tau": 0.01,
-}
 # of SAC, TD3, DDPG and DSAC alike: at 30,000 steps all four reach about -148 on Pendulum
 OFF_POLICY = {
     "Pendulum-v1": Preset(
@@ -175,7 +163,6 @@ OFF_POLICY = {
             "tau": 0.01,
         }
     ),
-    "LunarLanderContinuous-v3": Preset(LUNAR_LANDER_OFF_POLICY),
 }
 
 PRESETS: dict[str, dict[str, Preset]] = {
