@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -54,13 +52,13 @@ def load(path: Path = WEIGHTS) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(str(arrays.pop("about"))), arrays
 
 
-def act(weights: dict[str, jax.Array], obs: jax.Array) -> jax.Array:
-    """The network's most likely action () int32 for an observation (8,); tanh between layers."""
+def act(weights: dict[str, np.ndarray], obs: np.ndarray) -> np.ndarray:
+    """The network's most likely actions (n,) for observations (n, 8); tanh between layers."""
     num_layers = len(weights) // 2
     for i in range(num_layers):
         obs = obs @ weights[f"w{i}"] + weights[f"b{i}"]
-        obs = jnp.tanh(obs) if i < num_layers - 1 else obs
-    return obs.argmax(-1).astype(jnp.int32)
+        obs = np.tanh(obs) if i < num_layers - 1 else obs
+    return obs.argmax(-1).astype(np.int32)
 
 
 def peer_python(folder: Path) -> Path:

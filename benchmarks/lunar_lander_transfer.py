@@ -12,6 +12,7 @@ for a seed. The difference is therefore paired; +- is its standard error over th
 over policies.
 """
 
+import functools
 import importlib
 import json
 import time
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
@@ -94,8 +94,7 @@ def fly_saved(files: list[Path], seeds: np.ndarray) -> tuple[Flown, Flown]:
 def fly_sb3(seeds: np.ndarray) -> tuple[Flown, Flown]:
     """Fly the network that Stable-Baselines3 trained in Gymnasium."""
     _, weights = lunar_lander_sb3.load()
-    compiled = jax.jit(lunar_lander_sb3.act)
-    return fly([lambda obs: np.asarray(compiled(weights, obs))], False, seeds)
+    return fly([functools.partial(lunar_lander_sb3.act, weights)], False, seeds)
 
 
 def compare(theirs: Flown, ours: Flown) -> dict[str, Any]:
