@@ -64,6 +64,10 @@ class EnvParams(environment.EnvParams):
     min_speed: float | jax.Array = 0.05  # slower is "too slow"
     low_speed_termination: bool | jax.Array = True  # whether "too slow" exists
     failure_reward: float | jax.Array = -3.0  # instead of the step's reward
+    # What a race rewards: a lap pays its length less time_cost for each of its steps. 0: the
+    # original, where speed pays only through the discount. Above dt * speed (0.01 is the distance
+    # of a step at speed 0.25) driving on costs more than it pays: keep the crash dearer than that.
+    time_cost: float | jax.Array = 0.0
     initial_speed_min: float | jax.Array = 0.07  # applies with low_speed_termination
     initial_speed_max: float | jax.Array = 0.5
     action_limit: float | jax.Array = 1.0  # actions are clipped to +- this; inf: the original
@@ -83,9 +87,10 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
     Action (2,) float32 in [-1, 1]: [acceleration, turn]; a positive turn goes to the right.
     Clipped; NaN is 0. The turn is limited to max_turn and by the grip: at most grip * dt / speed.
 
-    Reward: the distance driven, dt * speed (a lap is about 6.6); -3 instead on failure; no bonus at
-    the finish. Terminated, in this order: off the road (2), not moving clockwise around the origin
-    (3), too slow (4), a whole lap driven (1). Truncated: after max_steps_in_episode steps.
+    Reward: the distance driven, dt * speed (a lap is about 6.6), less time_cost, which is 0 unless
+    set; -3 instead on failure; no bonus at the finish. Terminated, in this order: off the road (2),
+    not moving clockwise around the origin (3), too slow (4), a whole lap driven (1). Truncated:
+    after max_steps_in_episode steps.
 
     `info` of a step: "ending" () int32, see `Ending`; "success" () bool, the lap was completed in
     this step; "progress" () float32, share of the lap in [0, 1]; "speed" () float32 after the step.
@@ -194,7 +199,8 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
             counts=jnp.where(failed, state.counts, counts),
             ending=ending,
         )
-        reward = jnp.where(failed, params.failure_reward, params.dt * speed).astype(jnp.float32)
+        paid = params.dt * speed - params.time_cost
+        reward = jnp.where(failed, params.failure_reward, paid).astype(jnp.float32)
         info = {
             "ending": ending,
             "success": ending == Ending.COMPLETED,

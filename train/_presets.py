@@ -168,6 +168,29 @@ OFF_POLICY = {
     ),
 }
 
+# benchmarks/micro_racer_leaderboard.py: at the original's budget, at the peak (the defaults), paid
+# for lap time
+MICRO_RACER_50K: dict[str, Preset] = {
+    "ppo": PPO["MicroRacer-v0"],
+    "ddpg": OFF_POLICY["MicroRacer-v0"],
+    "ddpg_parameter_noise": OFF_POLICY["MicroRacer-v0"],
+    "td3": OFF_POLICY["MicroRacer-v0"],
+    "dsac": OFF_POLICY["MicroRacer-v0"],
+    "sac": OFF_POLICY["MicroRacer-v0"],
+}
+MICRO_RACER_PEAK: dict[str, Preset] = {
+    "ppo": PPO["MicroRacer-v0"],
+    "ddpg": OFF_POLICY["MicroRacer-v0"],
+    "ddpg_parameter_noise": OFF_POLICY["MicroRacer-v0"],
+    "td3": OFF_POLICY["MicroRacer-v0"],
+    "dsac": OFF_POLICY["MicroRacer-v0"],
+    "sac": OFF_POLICY["MicroRacer-v0"],
+}
+MICRO_RACER_RACE: tuple[str, Preset] = (
+    "ppo",
+    Preset(PPO["MicroRacer-v0"].config, {}, {"failure_reward": -20.0, "time_cost": 0.005}),
+)
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "ppo": PPO,
     "reinforce": REINFORCE,

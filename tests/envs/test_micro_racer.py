@@ -155,6 +155,37 @@ def test_endings(params, state, action, ending):
         assert after.angle == state.angle
 
 
+def test_time_is_paid_for_in_every_step_but_a_failure(params):
+    race = params.replace(time_cost=0.003)
+    _, _, reward, *_ = step_env(at(-1.0, 0.0, 0.25), COAST, race)
+    assert reward == pytest.approx(0.04 * 0.25 - 0.003, abs=1e-7)
+    _, _, reward, *_ = step_env(at(-2 * np.pi + 0.005, 0.0, 0.25), COAST, race)  # the finish
+    assert reward == pytest.approx(0.04 * 0.25 - 0.003, abs=1e-7)
+    _, _, reward, *_ = step_env(at(-1.0, np.pi, 0.25), COAST, race)  # instead, not on top
+    assert reward == -3
+
+
+def test_without_a_time_cost_the_reward_is_the_distance_bit_for_bit(params):
+    assert params.time_cost == 0
+    speed = np.linspace(0.06, 0.6, 501, dtype=np.float32)
+    velocity = jnp.stack([jnp.zeros(501), -speed], axis=-1)
+    states = jax.vmap(lambda v: at(0.0, 0.0, 1.0).replace(velocity=v))(velocity)
+    step = jax.jit(jax.vmap(env.step_env, in_axes=(None, 0, None, None)))
+    _, _, reward, terminated, _ = step(KEY, states, COAST, params)
+    assert not terminated.any()
+    np.testing.assert_array_equal(reward, np.float32(0.04) * speed)
+    traced = step(KEY, states, COAST, params.replace(time_cost=jnp.float32(0.0)))
+    np.testing.assert_array_equal(traced[2], np.float32(0.04) * speed)
+
+
+def test_the_time_cost_is_a_leaf_to_sweep(params):
+    axes = jax.tree.map(lambda _: None, params).replace(time_cost=0)
+    step = jax.vmap(env.step_env, in_axes=(None, None, None, axes))
+    costs = jnp.asarray([0.0, 0.004, 0.02])
+    _, _, reward, *_ = step(KEY, at(-1.0, 0.0, 0.25), COAST, params.replace(time_cost=costs))
+    np.testing.assert_allclose(reward, [0.01, 0.006, -0.01], atol=1e-7)
+
+
 def test_driving_back_over_the_far_side_is_no_finish(params):
     # The original calls this "completed": theta goes from +3.14 to -3.14.
     *_, info = step_env(at(-np.pi - 0.002, np.pi, 0.25), [0.0, 0.0], params)

@@ -1,0 +1,180 @@
+"""MicroRacer's leaderboard: its arithmetic, its bars, a tiny run of every row, wrong input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import micro_racer_leaderboard as board
+from jaxrl.envs import Ending
+from train import _envs, _presets
+
+
+def a_row(name="sac", kind="peak", success=0.96, steps: float | None = 590.0, **more):
+    seed = {"success_rate": success, "success_length_mean": steps}
+    row = {"name": name, "kind": kind, "agent": name.partition("_")[0], **seed, **more}
+    return {**row, "per_seed": [seed]}
+
+
+def test_mean_speed_is_distance_over_time_and_a_failed_step_moves_nobody():
+    params = _envs.make_env("MicroRacer-v0", num_tracks=1).params
+    rows = {
+        # two agents, two laps: 100 steps of 0.25, completed; 9 steps of 0.5 and a crash
+        "return": np.array([[100 * 0.01, 9 * 0.02 - 3.0], [50 * 0.008, 50 * 0.008]], np.float32),
+        "length": np.array([[100, 10], [50, 50]]),
+        "ending": np.array(
+            [[Ending.COMPLETED, Ending.CROSSING_BORDER], [Ending.NONE, Ending.COMPLETED]], np.int32
+        ),
+    }
+    expected = [(100 * 0.25 + 9 * 0.5) / 109, 0.2]
+    np.testing.assert_allclose(board.mean_speeds(rows, params), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("success", "steps", "met"),
+    [(0.95, 600.0, True), (0.949, 500.0, False), (0.99, 600.1, False), (0.0, None, False)],
+)
+def test_a_peak_needs_both_laps_and_steps(success, steps, met):
+    (bar, *_) = board.bars([a_row(success=success, steps=steps)])
+    assert bar["bar"].startswith("SAC at its peak: 95 % in 600 steps")
+    assert bar["met"] == met
+
+
+def test_at_the_originals_budget_more_laps_than_the_namesake_are_asked_for():
+    rows = [a_row("ppo", "50k", 0.838, 700.0), a_row("td3", "50k", 0.731, 2000.0)]
+    ppo, td3 = board.bars(rows)
+    assert (ppo["bar"], ppo["met"]) == ("PPO at 50k: more than 83.8 %", False)  # as many: not more
+    assert (td3["bar"], td3["met"]) == ("TD3 at 50k: more than 73.0 %", True)
+
+
+def test_the_best_is_the_row_nearest_to_the_bar():
+    careful = a_row("sac", success=0.995, steps=560.0)
+    fast = a_row("td3", success=0.97, steps=470.0)
+    race = a_row("race", kind="race", success=0.981, steps=479.0) | {"agent": "ppo"}
+    *_, best, aim = board.bars([careful, fast])
+    assert not best["met"]
+    assert "(TD3)" in best["bar"]  # misses by 1 point, the other by a sixth of the steps
+    *_, best, aim = board.bars([careful, fast, race, a_row("ddpg", success=0.0, steps=None)])
+    assert best["met"]
+    assert "(PPO, paid for lap time)" in best["bar"]
+    assert not aim["met"]
+
+
+def test_the_published_rows_are_those_of_the_specification():
+    """400 laps each, so that completion is a whole number of quarters of a percent."""
+    for theirs in board.PUBLISHED.values():
+        assert abs(400 * theirs.success_rate - round(400 * theirs.success_rate)) < 0.21
+    assert {n: round(100 * p.success_rate, 1) for n, p in board.PUBLISHED.items()} == {
+        "ddpg": 92.0,
+        "ppo": 83.8,
+        "td3": 73.0,
+        "dsac": 42.2,
+        "sac": 16.8,
+        "ddpg_parameter_noise": 2.5,
+    }
+    assert set(board.LABELS) == set(board.PUBLISHED)
+
+
+def test_every_agent_has_settings_that_its_learner_takes():
+    every = board.entries(board.Options())
+    assert len(every) == 6 + 6 + 1 + 6
+    setup = _envs.make_env("MicroRacer-v0", num_tracks=1)
+    for entry in every:
+        module = board.importlib.import_module(f"jaxrl.agents.{entry.agent}")
+        config = module.Config(**entry.preset.config)
+        module.check_config(config, setup.env, setup.params)
+        _envs.with_train_params(setup.params, entry.preset.train_params)
+        if entry.kind == "50k":  # the last update may be rounded up, by less than 3 %
+            updates = -(-config.total_steps // (config.num_envs * config.num_steps))
+            assert 50_000 <= updates * config.num_envs * config.num_steps <= 51_500
+    names = {entry.name: entry.preset for entry in every if entry.kind == "peak"}
+    for name in ("ppo", "sac", "td3", "dsac", "ddpg"):
+        assert names[name] is _presets.find(name, "MicroRacer-v0")  # the script's defaults
+    assert names["ddpg_parameter_noise"].config["noise"] == "parameter"
+    assert dict(_presets.MICRO_RACER_RACE[1].train_params)["time_cost"] > 0
+
+
+def tiny_settings():
+    small = {"num_envs": 2, "num_steps": 8, "total_steps": 32, "hidden": (8,)}
+    replay = {"batch_size": 4, "learning_starts": 8, "buffer_size": 32}
+    presets = {"ppo": _presets.Preset({**small, "num_minibatches": 2})}
+    for name in ("ddpg", "td3", "dsac", "sac"):
+        presets[name] = _presets.Preset({**small, **replay}, train_params={"failure_reward": -5.0})
+    noisy = {**presets["ddpg"].config, "noise": "parameter"}
+    return {**presets, "ddpg_parameter_noise": _presets.Preset(noisy)}
+
+
+def test_a_tiny_run_writes_table_plot_and_json(tmp_path, monkeypatch, capsys):
+    tiny = {name: small_bank(preset) for name, preset in tiny_settings().items()}
+    monkeypatch.setattr(_presets, "MICRO_RACER_50K", tiny)
+    monkeypatch.setattr(_presets, "MICRO_RACER_PEAK", tiny)
+    race = _presets.Preset(tiny["td3"].config, tiny["td3"].env_kwargs, {"time_cost": 0.004})
+    monkeypatch.setattr(_presets, "MICRO_RACER_RACE", ("td3", race))
+    json_path, plot = tmp_path / "board.json", tmp_path / "board.png"
+    argv = ["--agents", "td3", "ppo", "--num-seeds", "2", "--episodes", "3"]
+    argv += ["--kinds", "50k", "race", "frontier", "--frontier", "0.9:0", "0.9:0.5"]
+    assert board.cli([*argv, "--json", str(json_path), "--plot", str(plot)]) == 0
+    result = json.loads(json_path.read_text())
+    assert [(r["name"], r["kind"]) for r in result["rows"]] == [
+        ("td3", "50k"),
+        ("ppo", "50k"),
+        ("race", "race"),
+        ("td3", "frontier"),
+        ("ppo", "frontier"),
+    ]
+    first, _, raced, frontier, _ = result["rows"]
+    assert (first["env_steps"], first["num_seeds"], len(first["per_seed"])) == (32, 2, 2)
+    assert first["train_params"] == {"failure_reward": -5.0}
+    assert first["config"]["hidden"] == [8]
+    for seed in first["per_seed"]:
+        assert sum(seed["endings"].values()) == 3
+        assert seed["speed_mean"] > 0
+        assert seed["return_mean"] >= -3  # a crash costs what it does in the original, not 5
+    assert {s["time_cost"] for s in raced["per_seed"]} == {pytest.approx(0.004)}
+    assert [s["time_cost"] for s in frontier["per_seed"]] == [0.0, 0.5]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "| TD3, at the original's budget | 32 |" in out
+    assert "| original: DDPG | 50,000 | 92.0 % | 6.18 | 730 |" in out
+    assert "| TD3 | " in out.split("| gamma 0.9, time 0.5 |")[1]
+
+
+def small_bank(preset):
+    return _presets.Preset(preset.config, {"num_tracks": 2}, preset.train_params)
+
+
+def test_a_sweep_gives_every_agent_its_own_numbers():
+    """Two agents alike but for the discount part ways; two alike in all things do not."""
+    setup = _envs.make_env("MicroRacer-v0", num_tracks=2)
+    entry = board.Entry(
+        "ppo", "frontier", "ppo", tiny_settings()["ppo"], ((0.5, 0.0), (0.5, 0.0), (0.9, 0.0))
+    )
+    row = board.train_and_evaluate(entry, setup, board.Options(episodes=8))
+    same, twin, other = ({**s, "gamma": None} for s in row["per_seed"])
+    assert same == twin
+    assert same != other
+    assert row["num_seeds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--agents", "alphago"], "agents: 'alphago' must be one of ddpg, ddpg_parameter_noise"),
+        (["--kinds", "fast"], "kinds: 'fast' must be one of 50k, peak, race, frontier"),
+        (["--num-seeds", "0"], "num_seeds = 0 must be an integer >= 1"),
+        (["--episodes", "0"], "episodes = 0 must be an integer >= 1"),
+        (["--episodes", "100000"], "episodes = 100000 must be <= 30000"),
+        (["--eval-seed", "-1"], "eval_seed = -1 must be an integer >= 0"),
+        (["--total-steps", "1"], "total_steps = 1 must be an integer >= 4"),
+        (["--frontier", "0.99"], "frontier: '0.99' must be gamma:time_cost"),
+        (["--frontier", "1.5:0"], "gamma = 1.5 must lie in [0.0, 1.0]"),
+        (["--frontier", "0.9:nan"], "time_cost = nan must lie in"),
+        (["--agents", "sac", "--kinds", "race"], "leave no row to train"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence(argv, message, capsys, monkeypatch):
+    monkeypatch.setattr(_presets, "MICRO_RACER_RACE", ("ppo", _presets.Preset()))
+    monkeypatch.setattr(jax, "jit", None)  # nothing may be compiled
+    assert board.cli(argv) == 2
+    assert message in capsys.readouterr().err
