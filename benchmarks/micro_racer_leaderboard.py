@@ -108,8 +108,10 @@ class Options:
     """Unseen tracks to evaluate on, the same for all."""
     eval_seed: int = 1
     """Which tracks: settings were chosen on those of seeds 0 and 7."""
+    resume: bool = False
+    """Keep the rows of the file that were trained with the same settings and judged alike."""
     json: Path | None = RESULTS
-    """File to write the numbers to."""
+    """File to write the numbers to, after every row."""
     plot: Path | None = PLOT
     """PNG to draw."""
 
@@ -151,6 +153,37 @@ def pairs(texts: Sequence[str]) -> tuple[tuple[float, float], ...]:
     return tuple(found)
 
 
+def settings(entry: Entry, options: Options) -> dict[str, Any]:
+    """Return all that decides what a row will say, as JSON takes it."""
+    config = config_of(entry, options)
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "agent": entry.agent,
+        "config": {
+            k: list(v) if isinstance(v, tuple) else v for k, v in _cli.as_dict(config).items()
+        },
+        "train_params": entry.preset.train_params,
+        "env_kwargs": entry.preset.env_kwargs,
+        "sweep": [list(pair) for pair in entry.sweep],
+        "num_seeds": len(entry.sweep) or options.num_seeds,
+        "episodes": options.episodes,
+        "eval_seed": options.eval_seed,
+    }
+
+
+def config_of(entry: Entry, options: Options) -> Any:
+    """The learner's settings of a row, shortened if the options say so."""
+    module = importlib.import_module(f"jaxrl.agents.{entry.agent}")
+    config = module.Config(**entry.preset.config)
+    if options.total_steps is None:
+        return config
+    changes = {"total_steps": options.total_steps}
+    if hasattr(config, "learning_starts"):  # a short run must still learn
+        changes["learning_starts"] = min(config.learning_starts, options.total_steps // 4)
+    return dataclasses.replace(config, **changes)
+
+
 def train_and_evaluate(entry: Entry, setup: _envs.EnvSetup, options: Options) -> dict[str, Any]:
     """Train the agents of a row side by side, let them drive; return the row.
 
@@ -158,12 +191,7 @@ def train_and_evaluate(entry: Entry, setup: _envs.EnvSetup, options: Options) ->
     medians over seeds.
     """
     module = importlib.import_module(f"jaxrl.agents.{entry.agent}")
-    config = module.Config(**entry.preset.config)
-    if options.total_steps is not None:
-        # a tiny run must still learn: no more waiting than a quarter of it
-        waits = min(getattr(config, "learning_starts", 0), options.total_steps // 4)
-        changes = {"learning_starts": waits} if hasattr(config, "learning_starts") else {}
-        config = dataclasses.replace(config, total_steps=options.total_steps, **changes)
+    config = config_of(entry, options)
     params = _envs.with_train_params(setup.params, entry.preset.train_params)
 
     sweep = entry.sweep or ((config.gamma, float(params.time_cost)),) * options.num_seeds
@@ -178,7 +206,7 @@ def train_and_evaluate(entry: Entry, setup: _envs.EnvSetup, options: Options) ->
         state, _ = module.make_train(mine, setup.env, law)(key)
         return module.get_policy(state)
 
-    began = time.perf_counter()
+    began, row_began = time.perf_counter(), cpu_seconds()
     compiled = jax.jit(jax.vmap(train)).lower(gammas, time_costs, keys).compile()
     compile_s = time.perf_counter() - began
     began, cpu_began = time.perf_counter(), cpu_seconds()
@@ -186,7 +214,9 @@ def train_and_evaluate(entry: Entry, setup: _envs.EnvSetup, options: Options) ->
     wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu_began
 
     act = module.make_act(config, *spaces.read(setup.env, setup.params))
+    began = time.perf_counter()
     rows = _report.evaluate(setup, act, policies, options.eval_seed, options.episodes)
+    eval_s = time.perf_counter() - began
     speeds = mean_speeds(rows, setup.params)
     per_seed = [
         {
@@ -200,17 +230,13 @@ def train_and_evaluate(entry: Entry, setup: _envs.EnvSetup, options: Options) ->
     ]
     env_steps = module.make_train(config, setup.env, params).total_steps
     return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "agent": entry.agent,
-        "config": dataclasses.asdict(config),
-        "train_params": entry.preset.train_params,
-        "env_kwargs": setup.kwargs,
+        **settings(entry, options),
         "env_steps": env_steps,
-        "num_seeds": len(seeds),
         "compile_s": compile_s,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
+        "eval_s": eval_s,
+        "row_cpu_s": cpu_seconds() - row_began,  # compiling and evaluating included
         "steps_per_s": env_steps * len(seeds) / wall_s,
         **_report.median(per_seed),
         "per_seed": per_seed,
@@ -400,16 +426,15 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Train, evaluate, print, write; return the numbers."""
-    began, cpu_began = time.perf_counter(), cpu_seconds()
-    setups: dict[str, _envs.EnvSetup] = {}
-    rows = []
+    """Train, evaluate, print, write after every row; return the numbers."""
+    kept = earlier_rows(options)
+    make = SetupMaker()
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for entry in entries(options):
-        kwargs = entry.preset.env_kwargs
-        key = json.dumps(kwargs, sort_keys=True)
-        if key not in setups:
-            setups[key] = _envs.make_env(ENV, **kwargs)
-        row = train_and_evaluate(entry, setups[key], options)
+        row = find_row(kept, settings(entry, options))
+        if row is None:
+            row = train_and_evaluate(entry, make(entry.preset.env_kwargs), options)
         rows.append(row)
         print(
             f"{row['kind']:9s} {title(row):28s} {100 * row['success_rate']:5.1f} % in "
@@ -417,26 +442,64 @@ def main(options: Options) -> dict[str, Any]:
             f"in {row['compile_s']:.0f} s, trained in {row['wall_s']:.0f} s",
             flush=True,
         )
-    result = {
-        "machine": _run.machine(),
-        "command": "python -m benchmarks.micro_racer_leaderboard",
-        "options": {**dataclasses.asdict(options), "json": None, "plot": None},
-        "wall_s": time.perf_counter() - began,
-        "cpu_s": cpu_seconds() - cpu_began,
-        "bars": bars(rows),
-        "rows": rows,
-        "published": {name: dataclasses.asdict(theirs) for name, theirs in PUBLISHED.items()},
-    }
+        result = {
+            "machine": _run.machine(),
+            "command": "python -m benchmarks.micro_racer_leaderboard",
+            "wall_s": sum(r["compile_s"] + r["wall_s"] + r["eval_s"] for r in rows),
+            "cpu_s": sum(r["row_cpu_s"] for r in rows),
+            "bars": bars(rows),
+            "rows": rows,
+            "published": {name: dataclasses.asdict(theirs) for name, theirs in PUBLISHED.items()},
+        }
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{markdown(rows)}\n\n{frontier_markdown(rows)}\n")
     for bar in result["bars"]:
         print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['bar']}: {bar['reached']}")
     print(f"{result['wall_s']:.0f} s in all, {result['cpu_s']:.0f} s of CPU")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1, default=str) + "\n")
     if options.plot:
         draw(rows, options.plot)
     return result
+
+
+class SetupMaker:
+    """Environments by their arguments, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, _envs.EnvSetup] = {}
+
+    def __call__(self, kwargs: dict[str, Any]) -> _envs.EnvSetup:
+        """Make it, or return what was made before."""
+        key = json.dumps(kwargs, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = _envs.make_env(ENV, **kwargs)
+        return self._made[key]
+
+
+def earlier_rows(options: Options) -> list[dict[str, Any]]:
+    """The rows of the file, where they are wanted and there are any.
+
+    Raises:
+        ValueError: the file holds no leaderboard.
+    """
+    if not options.resume or options.json is None or not options.json.exists():
+        return []
+    try:
+        return list(json.loads(options.json.read_text())["rows"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"json = {str(options.json)!r} holds no leaderboard to resume: remove it, or leave "
+            "--resume away"
+        ) from None
+
+
+def find_row(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The row that was trained with these settings, see `settings`; None if there is none."""
+    for row in rows:
+        if all(name in row and row[name] == value for name, value in wanted.items()):
+            return row
+    return None
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], int]:
@@ -462,6 +525,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], int]:
     if options.total_steps is not None:
         check_count("total_steps", options.total_steps, minimum=4)
     pairs(options.frontier)
+    earlier_rows(options)
     if not entries(options):
         raise ValueError(
             f"agents = {options.agents} with kinds = {options.kinds} leave no row to train"

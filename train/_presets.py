@@ -168,27 +168,69 @@ OFF_POLICY = {
     ),
 }
 
-# benchmarks/micro_racer_leaderboard.py: at the original's budget, at the peak (the defaults), paid
-# for lap time
+# benchmarks/micro_racer_leaderboard.py, at the original's budget: a gradient step for each step of
+# the environment, and little time to forget a crash
+REPLAY_50K = {
+    "total_steps": 50_000,
+    "num_envs": 8,
+    "num_steps": 125,
+    "num_gradient_steps": 8,
+    "batch_size": 128,
+    "buffer_size": 50_000,
+    "learning_starts": 1_000,
+    "learning_rate": 5e-4,
+    "anneal_learning_rate": True,
+    "tau": 0.01,
+}
+CRASH_50K = {"failure_reward": -10.0}
 MICRO_RACER_50K: dict[str, Preset] = {
-    "ppo": PPO["MicroRacer-v0"],
-    "ddpg": OFF_POLICY["MicroRacer-v0"],
-    "ddpg_parameter_noise": OFF_POLICY["MicroRacer-v0"],
-    "td3": OFF_POLICY["MicroRacer-v0"],
-    "dsac": OFF_POLICY["MicroRacer-v0"],
-    "sac": OFF_POLICY["MicroRacer-v0"],
+    "ddpg": Preset(REPLAY_50K, train_params=CRASH_50K),
+    "ddpg_parameter_noise": Preset(
+        {**REPLAY_50K, "noise": "parameter", "layer_norm": True}, train_params=CRASH_50K
+    ),
+    "ppo": Preset(
+        {
+            "total_steps": 50_000,  # 25 updates
+            "num_envs": 16,
+            "num_steps": 125,
+            "num_epochs": 10,
+            "num_minibatches": 10,
+            "learning_rate": 1e-3,
+            "activation": "relu",
+        },
+        train_params=CRASH_50K,
+    ),
+    "td3": Preset(REPLAY_50K, train_params=CRASH_50K),
+    "dsac": Preset({**REPLAY_50K, "initial_alpha": 0.02, "min_std": 0.3}, train_params=CRASH_50K),
+    "sac": Preset({**REPLAY_50K, "initial_alpha": 0.02}, train_params=CRASH_50K),
 }
+# at the peak: the defaults of the scripts
 MICRO_RACER_PEAK: dict[str, Preset] = {
-    "ppo": PPO["MicroRacer-v0"],
     "ddpg": OFF_POLICY["MicroRacer-v0"],
-    "ddpg_parameter_noise": OFF_POLICY["MicroRacer-v0"],
+    "ddpg_parameter_noise": Preset(
+        {**OFF_POLICY["MicroRacer-v0"].config, "noise": "parameter", "layer_norm": True}
+    ),
+    "ppo": PPO["MicroRacer-v0"],
     "td3": OFF_POLICY["MicroRacer-v0"],
     "dsac": OFF_POLICY["MicroRacer-v0"],
     "sac": OFF_POLICY["MicroRacer-v0"],
 }
+# the fastest, paid for lap time, with the whole lidar
 MICRO_RACER_RACE: tuple[str, Preset] = (
     "ppo",
-    Preset(PPO["MicroRacer-v0"].config, {}, {"failure_reward": -20.0, "time_cost": 0.005}),
+    Preset(
+        {
+            "total_steps": 1_048_576,  # 128 updates
+            "num_envs": 64,
+            "num_steps": 128,
+            "num_minibatches": 8,
+            "learning_rate": 1e-3,
+            "activation": "relu",
+            "hidden": (128, 128),
+        },
+        {"observation": "lidar"},
+        {"failure_reward": -10.0, "time_cost": 0.005},
+    ),
 )
 
 PRESETS: dict[str, dict[str, Preset]] = {

@@ -18,7 +18,7 @@ def a_row(name="sac", kind="peak", success=0.96, steps: float | None = 590.0, **
 
 
 def test_mean_speed_is_distance_over_time_and_a_failed_step_moves_nobody():
-    params = _envs.make_env("MicroRacer-v0", num_tracks=1).params
+    _, params = _envs.probe("MicroRacer-v0", {})
     rows = {
         # two agents, two laps: 100 steps of 0.25, completed; 9 steps of 0.5 and a crash
         "return": np.array([[100 * 0.01, 9 * 0.02 - 3.0], [50 * 0.008, 50 * 0.008]], np.float32),
@@ -79,12 +79,11 @@ def test_the_published_rows_are_those_of_the_specification():
 def test_every_agent_has_settings_that_its_learner_takes():
     every = board.entries(board.Options())
     assert len(every) == 6 + 6 + 1 + 6
-    setup = _envs.make_env("MicroRacer-v0", num_tracks=1)
     for entry in every:
+        env, params = _envs.probe("MicroRacer-v0", entry.preset.env_kwargs)
         module = board.importlib.import_module(f"jaxrl.agents.{entry.agent}")
         config = module.Config(**entry.preset.config)
-        module.check_config(config, setup.env, setup.params)
-        _envs.with_train_params(setup.params, entry.preset.train_params)
+        module.check_config(config, env, _envs.with_train_params(params, entry.preset.train_params))
         if entry.kind == "50k":  # the last update may be rounded up, by less than 3 %
             updates = -(-config.total_steps // (config.num_envs * config.num_steps))
             assert 50_000 <= updates * config.num_envs * config.num_steps <= 51_500
@@ -109,52 +108,71 @@ def test_a_tiny_run_writes_table_plot_and_json(tmp_path, monkeypatch, capsys):
     tiny = {name: small_bank(preset) for name, preset in tiny_settings().items()}
     monkeypatch.setattr(_presets, "MICRO_RACER_50K", tiny)
     monkeypatch.setattr(_presets, "MICRO_RACER_PEAK", tiny)
-    race = _presets.Preset(tiny["td3"].config, tiny["td3"].env_kwargs, {"time_cost": 0.004})
-    monkeypatch.setattr(_presets, "MICRO_RACER_RACE", ("td3", race))
+    race = _presets.Preset(tiny["ppo"].config, tiny["ppo"].env_kwargs, {"time_cost": 0.004})
+    monkeypatch.setattr(_presets, "MICRO_RACER_RACE", ("ppo", race))
     json_path, plot = tmp_path / "board.json", tmp_path / "board.png"
-    argv = ["--agents", "td3", "ppo", "--num-seeds", "2", "--episodes", "3"]
-    argv += ["--kinds", "50k", "race", "frontier", "--frontier", "0.9:0", "0.9:0.5"]
-    assert board.cli([*argv, "--json", str(json_path), "--plot", str(plot)]) == 0
-    result = json.loads(json_path.read_text())
-    assert [(r["name"], r["kind"]) for r in result["rows"]] == [
-        ("td3", "50k"),
-        ("ppo", "50k"),
-        ("race", "race"),
-        ("td3", "frontier"),
-        ("ppo", "frontier"),
-    ]
-    first, _, raced, frontier, _ = result["rows"]
-    assert (first["env_steps"], first["num_seeds"], len(first["per_seed"])) == (32, 2, 2)
-    assert first["train_params"] == {"failure_reward": -5.0}
-    assert first["config"]["hidden"] == [8]
-    for seed in first["per_seed"]:
+    argv = ["--num-seeds", "2", "--episodes", "3", "--json", str(json_path)]
+    first = [*argv, "--agents", "td3", "--kinds", "50k", "--plot", str(plot)]
+    assert board.cli(first) == 0
+    (row,) = json.loads(json_path.read_text())["rows"]
+    assert (row["name"], row["kind"], row["env_steps"]) == ("td3", "50k", 32)
+    assert (row["num_seeds"], len(row["per_seed"])) == (2, 2)
+    assert row["train_params"] == {"failure_reward": -5.0}
+    assert row["config"]["hidden"] == [8]
+    for seed in row["per_seed"]:
         assert sum(seed["endings"].values()) == 3
         assert seed["speed_mean"] > 0
         assert seed["return_mean"] >= -3  # a crash costs what it does in the original, not 5
-    assert {s["time_cost"] for s in raced["per_seed"]} == {pytest.approx(0.004)}
-    assert [s["time_cost"] for s in frontier["per_seed"]] == [0.0, 0.5]
     assert plot.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "| TD3, at the original's budget | 32 |" in out
     assert "| original: DDPG | 50,000 | 92.0 % | 6.18 | 730 |" in out
-    assert "| TD3 | " in out.split("| gamma 0.9, time 0.5 |")[1]
+
+    # the second time only what is new is trained
+    trained = []
+    train = board.train_and_evaluate
+    monkeypatch.setattr(
+        board, "train_and_evaluate", lambda e, *rest: trained.append(e.name) or train(e, *rest)
+    )
+    second = [*argv, "--agents", "td3", "ppo", "--kinds", "50k", "race", "--resume"]
+    entries = board.entries  # one of PPO's rows is enough
+    monkeypatch.setattr(
+        board, "entries", lambda o: [e for e in entries(o) if (e.name, e.kind) != ("ppo", "50k")]
+    )
+    assert board.cli([*second, "--plot", "None"]) == 0
+    assert trained == ["race"]
+    rows = json.loads(json_path.read_text())["rows"]
+    assert rows[0] == row
+    assert (rows[1]["name"], rows[1]["agent"]) == ("race", "ppo")
+    assert {s["time_cost"] for s in rows[1]["per_seed"]} == {pytest.approx(0.004)}
 
 
 def small_bank(preset):
-    return _presets.Preset(preset.config, {"num_tracks": 2}, preset.train_params)
+    return _presets.Preset(preset.config, {"num_tracks": 3}, preset.train_params)
+
+
+def test_a_file_that_is_no_leaderboard_is_not_resumed(tmp_path, capsys):
+    path = tmp_path / "other.json"
+    path.write_text("[1]")
+    assert board.cli(["--json", str(path), "--resume"]) == 2
+    assert "holds no leaderboard to resume" in capsys.readouterr().err
+    assert path.read_text() == "[1]"
 
 
 def test_a_sweep_gives_every_agent_its_own_numbers():
-    """Two agents alike but for the discount part ways; two alike in all things do not."""
-    setup = _envs.make_env("MicroRacer-v0", num_tracks=2)
+    """Two agents alike but for the time cost part ways; two alike in all things do not."""
+    setup = _envs.make_env("MicroRacer-v0", num_tracks=3)
     entry = board.Entry(
-        "ppo", "frontier", "ppo", tiny_settings()["ppo"], ((0.5, 0.0), (0.5, 0.0), (0.9, 0.0))
+        "ppo", "frontier", "ppo", tiny_settings()["ppo"], ((0.5, 0.0), (0.5, 0.0), (0.5, 0.9))
     )
-    row = board.train_and_evaluate(entry, setup, board.Options(episodes=8))
-    same, twin, other = ({**s, "gamma": None} for s in row["per_seed"])
+    row = board.train_and_evaluate(entry, setup, board.Options(episodes=3))
+    same, twin, other = ({**s, "time_cost": None} for s in row["per_seed"])
     assert same == twin
     assert same != other
-    assert row["num_seeds"] == 3
+    assert [s["time_cost"] for s in row["per_seed"]] == [0.0, 0.0, 0.9]
+    table = board.frontier_markdown([row])
+    assert table.startswith("| agent | gamma 0.5 | gamma 0.5 | gamma 0.5, time 0.9 |")
+    assert "| PPO | " in table
 
 
 @pytest.mark.parametrize(
