@@ -104,16 +104,13 @@ def tiny_settings():
     return {**presets, "ddpg_parameter_noise": _presets.Preset(noisy)}
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_table_plot_and_json(tmp_path, monkeypatch, capsys):
     tiny = {name: small_bank(preset) for name, preset in tiny_settings().items()}
     monkeypatch.setattr(_presets, "MICRO_RACER_50K", tiny)
-    monkeypatch.setattr(_presets, "MICRO_RACER_PEAK", tiny)
-    race = _presets.Preset(tiny["ppo"].config, tiny["ppo"].env_kwargs, {"time_cost": 0.004})
-    monkeypatch.setattr(_presets, "MICRO_RACER_RACE", ("ppo", race))
     json_path, plot = tmp_path / "board.json", tmp_path / "board.png"
-    argv = ["--num-seeds", "2", "--episodes", "3", "--json", str(json_path)]
-    first = [*argv, "--agents", "td3", "--kinds", "50k", "--plot", str(plot)]
-    assert board.cli(first) == 0
+    argv = ["--num-seeds", "2", "--episodes", "3", "--agents", "td3", "--kinds", "50k"]
+    assert board.cli([*argv, "--json", str(json_path), "--plot", str(plot)]) == 0
     (row,) = json.loads(json_path.read_text())["rows"]
     assert (row["name"], row["kind"], row["env_steps"]) == ("td3", "50k", 32)
     assert (row["num_seeds"], len(row["per_seed"])) == (2, 2)
@@ -128,23 +125,54 @@ def test_a_tiny_run_writes_table_plot_and_json(tmp_path, monkeypatch, capsys):
     assert "| TD3, at the original's budget | 32 |" in out
     assert "| original: DDPG | 50,000 | 92.0 % | 6.18 | 730 |" in out
 
-    # the second time only what is new is trained
+
+def fake_training(monkeypatch):
+    """Rows without any training; returns the list of those asked for."""
     trained = []
+
+    def train(entry, setup, options):
+        del setup
+        trained.append((entry.name, entry.kind))
+        measured = dict.fromkeys(("compile_s", "wall_s", "eval_s", "cpu_s", "row_cpu_s"), 1.0)
+        reached = {"success_rate": 0.97, "success_length_mean": 500.0, "return_mean": 6.0}
+        row = {**board.settings(entry, options), **measured, **reached, "speed_mean": 0.3}
+        return {**row, "env_steps": 10, "steps_per_s": 10.0, "per_seed": [reached]}
+
+    monkeypatch.setattr(board, "train_and_evaluate", train)
+    monkeypatch.setattr(board.SetupMaker, "__call__", lambda self, kwargs: None)
+    return trained
+
+
+def test_resuming_trains_only_what_is_new(tmp_path, monkeypatch):
+    trained = fake_training(monkeypatch)
+    path = tmp_path / "board.json"
+    argv = ["--json", str(path), "--plot", str(tmp_path / "board.png"), "--agents", "td3"]
+    assert board.cli([*argv, "sac", "--kinds", "50k"]) == 0
+    first = json.loads(path.read_text())
+    trained.clear()
+    assert board.cli([*argv, "sac", "--kinds", "50k", "peak", "--resume"]) == 0
+    assert trained == [("td3", "peak"), ("sac", "peak")]
+    rows = json.loads(path.read_text())["rows"]
+    assert rows[:2] == first["rows"]
+    trained.clear()
+    assert board.cli([*argv, "--kinds", "50k", "--eval-seed", "2", "--resume"]) == 0
+    assert trained == [("td3", "50k")]  # judged on other tracks: not the same row
+
+
+def test_a_row_is_on_the_disk_as_soon_as_it_is_trained(tmp_path, monkeypatch):
+    trained = fake_training(monkeypatch)
+    path = tmp_path / "board.json"
     train = board.train_and_evaluate
-    monkeypatch.setattr(
-        board, "train_and_evaluate", lambda e, *rest: trained.append(e.name) or train(e, *rest)
-    )
-    second = [*argv, "--agents", "td3", "ppo", "--kinds", "50k", "race", "--resume"]
-    entries = board.entries  # one of PPO's rows is enough
-    monkeypatch.setattr(
-        board, "entries", lambda o: [e for e in entries(o) if (e.name, e.kind) != ("ppo", "50k")]
-    )
-    assert board.cli([*second, "--plot", "None"]) == 0
-    assert trained == ["race"]
-    rows = json.loads(json_path.read_text())["rows"]
-    assert rows[0] == row
-    assert (rows[1]["name"], rows[1]["agent"]) == ("race", "ppo")
-    assert {s["time_cost"] for s in rows[1]["per_seed"]} == {pytest.approx(0.004)}
+
+    def interrupted(*args):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(*args)
+
+    monkeypatch.setattr(board, "train_and_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        board.cli(["--json", str(path), "--plot", "None"])
+    assert [row["name"] for row in json.loads(path.read_text())["rows"]] == [n for n, _ in trained]
 
 
 def small_bank(preset):
@@ -159,6 +187,7 @@ def test_a_file_that_is_no_leaderboard_is_not_resumed(tmp_path, capsys):
     assert path.read_text() == "[1]"
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_every_agent_its_own_numbers():
     """Two agents alike but for the time cost part ways; two alike in all things do not."""
     setup = _envs.make_env("MicroRacer-v0", num_tracks=3)
