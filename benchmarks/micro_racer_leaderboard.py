@@ -377,9 +377,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     Every seed a small dot, medians large; the frontier a line; the originals squares.
     """
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, kinds in ((left, ("50k",)), (right, ("peak", "frontier", RACE))):
+    halves = {"left": ("50k",), "right": ("peak", "frontier", RACE)}
+    shown = {half: k for half, k in halves.items() if any(r["kind"] in k for r in rows)}
+    figure = Figure(figsize=(6.2 * max(1, len(shown)), 5.6), layout="constrained")
+    panels = dict(zip(shown, np.ravel(figure.subplots(1, max(1, len(shown)))), strict=False))
+    for half, axes in panels.items():
+        kinds = shown[half]
         for row in (r for r in rows if r["kind"] in kinds):
             seeds = [s for s in row["per_seed"] if s["success_length_mean"] is not None]
             x = [s["success_length_mean"] for s in seeds]
@@ -401,7 +404,16 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, loc="lower left")
+            axes.legend(frameon=False, fontsize=8, loc="center left")
+    if "left" in panels:
+        _draw_published(panels["left"])
+    if "right" in panels:
+        _draw_bars(panels["right"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_published(left: Any) -> None:
     for name, theirs in PUBLISHED.items():
         point = (theirs.success_length_mean, 100 * theirs.success_rate)
         left.scatter(*point, s=40, marker="s", color=COLOURS[name], alpha=0.4)
@@ -414,15 +426,17 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             color="0.4",
         )
     left.set_ylim(-2, 102)
+    left.set_ylabel("laps completed [%]")
+    left.set_title("50,000 environment steps; squares: the original's agents", fontsize=10)
+
+
+def _draw_bars(right: Any) -> None:
     for completed, steps in (PEAK_BAR, BEST_BAR, AIM):
         right.plot([300, steps, steps], [100 * completed, 100 * completed, 102], color="0.7", lw=1)
     right.set_ylim(85, 100.5)
     right.set_xlim(380, 760)
-    left.set_ylabel("laps completed [%]")
-    left.set_title("50,000 environment steps; squares: the original's agents", fontsize=10)
+    right.set_ylabel("laps completed [%]")
     right.set_title("at the peak; lines: frontiers; grey: the bars", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
 
 
 def main(options: Options) -> dict[str, Any]:
