@@ -458,7 +458,8 @@ def main(options: Options) -> dict[str, Any]:
         )
         result = {
             "machine": _run.machine(),
-            "command": "python -m benchmarks.micro_racer_leaderboard",
+            "command": "python -m benchmarks.micro_racer_leaderboard "
+            f"--kinds {' '.join(options.kinds)} --agents {' '.join(options.agents)}",
             "wall_s": sum(r["compile_s"] + r["wall_s"] + r["eval_s"] for r in rows),
             "cpu_s": sum(r["row_cpu_s"] for r in rows),
             "bars": bars(rows),
