@@ -474,9 +474,9 @@ def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     )
 
 
-def is_hit(edge: Edge, pose: Pose, vertices: np.ndarray) -> Array:
-    """Whether continuous collision would have stopped the polygon before this pose, bool."""
-    return closest(edge, pose, vertices).distance <= TOI_TARGET - TOI_TOLERANCE
+def distance(edge: Edge, pose: Pose, vertices: np.ndarray) -> Array:
+    """Distance [m] of the cores of an edge and a polygon, 0 if they overlap."""
+    return closest(edge, pose, vertices).distance
 
 
 def time_of_impact(

@@ -48,6 +48,7 @@ SLEEP_STEPS = 25  # slow steps in a row: 0.5 s
 FAT = np.float32(0.1)  # [m] added to the boxes of the broad phase
 POLYGON_RADIUS = np.float32(0.01)
 EDGE_FAT = np.float32(0.11)
+NEAR = np.float32(0.02)  # [m] from a leg's box to an edge's: to be expected to touch
 HULL_REACH = np.float32(0.75)  # [m] from the centre of mass to any vertex, and some
 
 
@@ -190,12 +191,15 @@ def grow_boxes(box: Array, start: Pose, end: Pose) -> tuple[Array, Array]:
     return jnp.where(moved[None], new, box), moved
 
 
-def overlaps(box: Array, terrain: Array, index: Array) -> Array:
-    """Whether fat boxes (4, leg, ...) overlap those of edges index (slot, leg, ...), bool."""
+def overlaps(box: Array, terrain: Array, index: Array, fat: Array = EDGE_FAT) -> Array:
+    """Whether boxes (4, leg, ...) overlap those of edges index (slot, leg, ...), bool.
+
+    fat: by how much the boxes of the edges are grown [m].
+    """
     edge = edge_at(terrain, index)
-    x_apart = (box[0][None] > edge.x2 + EDGE_FAT) | (box[2][None] < edge.x1 - EDGE_FAT)
-    y_apart = (box[1][None] > jnp.maximum(edge.y1, edge.y2) + EDGE_FAT) | (
-        box[3][None] < jnp.minimum(edge.y1, edge.y2) - EDGE_FAT
+    x_apart = (box[0][None] > edge.x2 + fat) | (box[2][None] < edge.x1 - fat)
+    y_apart = (box[1][None] > jnp.maximum(edge.y1, edge.y2) + fat) | (
+        box[3][None] < jnp.minimum(edge.y1, edge.y2) - fat
     )
     return ~x_apart & ~y_apart & (index >= 0) & (index < NUM_EDGES)
 
@@ -254,19 +258,35 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
 
 
 def _start_joints(world):
-    """Both joints at the poses of the world, and their impulses of the step before."""
-    joints, impulses = [], []
-    for j in (0, 1):
-        joint = barrier(_rigid_body.make_joint(world.hull.a, world.leg.a[j], j))
-        impulse = leg(world.joint, j)
-        impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
-        joints.append(joint)
-        impulses.append(impulse)
-    return joints, impulses
+    """Both joints (leg, ...) at the poses of the world, and their impulses of the step before."""
+    joint = barrier(_rigid_body.make_joint(world.hull.a, world.leg.a, None))
+    impulse = world.joint
+    impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
+    return joint, impulse
 
 
-def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impulse, num_sweeps):
-    """All velocity sweeps. Per leg: velocities, joints; per slot: contacts (leg, ...).
+def _start_warm(joint, impulse, hull, legs):
+    """Velocities of hull and legs (leg, ...) after the impulses of the step before."""
+    turn = impulse.motor + impulse.limit
+    hull_turn = joint.rax * impulse.y - joint.ray * impulse.x + turn
+    for j in (1, 0):
+        hull = Velocity(
+            hull.x - HULL_INV_MASS * impulse.x[j],
+            hull.y - HULL_INV_MASS * impulse.y[j],
+            hull.w - HULL_INV_INERTIA * hull_turn[j],
+        )
+    legs = Velocity(
+        legs.x + _rigid_body.LEG_INV_MASS * impulse.x,
+        legs.y + _rigid_body.LEG_INV_MASS * impulse.y,
+        legs.w
+        + _rigid_body.LEG_INV_INERTIA * (joint.rbx * impulse.y - joint.rby * impulse.x + turn),
+    )
+    return barrier((hull, legs))
+
+
+def _velocity_sweeps(hull, legs, joint, joint_impulse, contact, contact_impulse, num_sweeps):
+    """All velocity sweeps. hull, legs (leg, ...), joint impulses (leg, ...): before them; contact
+    impulses (point, slot, leg, ...).
 
     What is carried and what a stage gives is packed into single arrays: XLA computes each array on
     its own, from the inputs of the stage.
@@ -281,17 +301,17 @@ def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impuls
             hull, *legs = velocities(rows)
             if before:  # joint 1 moves the hull before joint 0 is visited
                 hull, _ = _rigid_body.apply_change(
-                    joints[1], hull, legs[1], JointImpulse(*before[0])
+                    leg(joint, 1), hull, legs[1], JointImpulse(*before[0])
                 )
             old = JointImpulse(*impulse[j])
-            return jnp.stack(_rigid_body.solve_joint(joints[j], hull, legs[j], old, j))
+            return jnp.stack(_rigid_body.solve_joint(leg(joint, j), hull, legs[j], old, j))
 
         return change
 
     def after_joints(rows, change1, change0):
         hull, leg0, leg1 = velocities(rows)
-        hull, leg1 = _rigid_body.apply_change(joints[1], hull, leg1, JointImpulse(*change1))
-        hull, leg0 = _rigid_body.apply_change(joints[0], hull, leg0, JointImpulse(*change0))
+        hull, leg1 = _rigid_body.apply_change(leg(joint, 1), hull, leg1, JointImpulse(*change1))
+        hull, leg0 = _rigid_body.apply_change(leg(joint, 0), hull, leg0, JointImpulse(*change0))
         return jnp.stack([*hull, *leg0, *leg1])
 
     def sweep(_, carry):
@@ -301,45 +321,57 @@ def _velocity_sweeps(hull, legs, joints, joint_impulse, contacts, contact_impuls
         impulse = impulse + jnp.stack([change0, change1])
         rows = stage(go, after_joints, rows, change1, change0)
         legs = jnp.stack([rows[3:6], rows[6:9]], axis=1)  # (3, leg, ...)
-        legs, contact_impulse = _contact_sweep(go, contacts, legs, contact_impulse)
+        legs, contact_impulse = _contact_sweep(go, contact, legs, contact_impulse)
         rows = jnp.concatenate([rows[:3], legs[:, 0], legs[:, 1]])
         return rows, impulse, contact_impulse
 
-    rows = jnp.stack([*hull, *legs[0], *legs[1]])
-    impulse = jnp.stack([jnp.stack(joint_impulse[0]), jnp.stack(joint_impulse[1])])
-    packed = tuple(jnp.stack([*i.normal, *i.tangent]) for i in contact_impulse)
-    carry = rows, impulse, packed
+    legs = stack(*legs)  # (3, leg, ...)
+    rows = jnp.concatenate([stack(*hull), legs[:, 0], legs[:, 1]])
+    impulse = jnp.stack(joint_impulse, axis=1)  # (leg, 4, ...)
+    packed = stack(*contact_impulse)
+    packed = tuple(packed[:, :, s].reshape(4, *packed.shape[3:]) for s in (0, 1))
+    carry = barrier((rows, impulse, packed))
     rows, impulse, packed = jax.lax.fori_loop(0, num_sweeps, sweep, carry)
-    hull, *legs = velocities(rows)
-    impulses = [JointImpulse(*impulse[0]), JointImpulse(*impulse[1])]
-    return hull, legs, impulses, [ContactImpulse(p[:2], p[2:]) for p in packed]
+    rows, impulse, packed = barrier((rows, impulse, jnp.stack(packed, axis=1)))
+    legs = Velocity(*(stack(rows[3 + i], rows[6 + i]) for i in range(3)))
+    return (
+        Velocity(*rows[:3]),
+        legs,
+        JointImpulse(*(impulse[:, i] for i in range(4))),
+        ContactImpulse(packed[:2], packed[2:]),
+    )
 
 
-def _contact_sweep(go, contacts, legs, impulses):
+def _contact_sweep(go, contact, legs, impulses):
     """One velocity sweep over the contacts of both legs, slot after slot.
 
-    legs: velocities (3, leg, ...); impulses: per slot (4, leg, ...), two normal, two tangent.
+    contact: of all pairs; legs: velocities (3, leg, ...); impulses: per slot (4, leg, ...), two
+    normal, two tangent.
     """
 
-    def visit(contact):
+    def visit(slot):
         def new(legs, old):
-            impulse = solve_contact(contact, Velocity(*legs), ContactImpulse(old[:2], old[2:]))
+            impulse = solve_contact(
+                _slot(contact, slot), Velocity(*legs), ContactImpulse(old[:2], old[2:])
+            )
             return jnp.stack([*impulse.normal, *impulse.tangent])
 
         return new
 
-    def after(contact):
+    def after(slot):
         def moved(legs, change):
             return jnp.stack(
-                _contacts.apply_contact(contact, Velocity(*legs), change[:2], change[2:])
+                _contacts.apply_contact(
+                    _slot(contact, slot), Velocity(*legs), change[:2], change[2:]
+                )
             )
 
         return moved
 
     new = []
-    for contact, old in zip(contacts, impulses, strict=True):
-        impulse = stage(go, visit(contact), legs, old)
-        legs = stage(go, after(contact), legs, impulse - old)
+    for slot, old in enumerate(impulses):
+        impulse = stage(go, visit(slot), legs, old)
+        legs = stage(go, after(slot), legs, impulse - old)
         new.append(impulse)
     return legs, tuple(new)
 
@@ -420,16 +452,17 @@ def _impacts(world, start, terrain, solver):
         manifold = manifold._replace(valid=manifold.valid & in_island[None])
 
         # the pair that hit comes first
+        manifold = barrier(
+            Manifold(
+                **{
+                    name: jnp.where(
+                        first_is_0, leaf, leaf[:, ::-1] if name in _OF_POINTS else leaf[::-1]
+                    )
+                    for name, leaf in manifold._asdict().items()
+                }
+            )
+        )
         slots = [_slot(manifold, 0), _slot(manifold, 1)]
-        swap = ~first_is_0
-
-        def ordered(a, b):
-            extra = a.ndim - swap.ndim
-            c = swap.reshape((1,) * extra + swap.shape)
-            return jnp.where(c, b, a), jnp.where(c, a, b)
-
-        split = [ordered(a, b) for a, b in zip(*slots, strict=True)]
-        slots = [Manifold(*[s[0] for s in split]), Manifold(*[s[1] for s in split])]
 
         def is_deep(carry):
             count, _, done = carry
@@ -446,8 +479,7 @@ def _impacts(world, start, terrain, solver):
             return count + 1, pose, done | fine
 
         _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
-        contacts = [_contacts.make_contact(m, pose) for m in slots]
-        contacts = barrier(contacts)
+        contact = barrier(_contacts.make_contact(manifold, pose))
         impulse = jnp.zeros((4, *pose.x.shape), jnp.float32)
         go = _rigid_body.always(pose.x)
 
@@ -457,7 +489,7 @@ def _impacts(world, start, terrain, solver):
 
         def settle(carry):
             count, velocity, impulse, _ = carry
-            velocity, new = _contact_sweep(go, contacts, velocity, impulse)
+            velocity, new = _contact_sweep(go, contact, velocity, impulse)
             same = jnp.all(new[0] == impulse[0]) & jnp.all(new[1] == impulse[1])
             return count + 1, velocity, new, same
 
@@ -512,11 +544,8 @@ def full_step(
     gone = wanted & ~alive
     pairs = _keep(~gone, pairs)
     keep_order = ~(gone[0] & (pairs.edge[1] >= 0))
+    manifold = manifold._replace(valid=manifold.valid & wanted[None])
     slots = [_slot(manifold, 0), _slot(manifold, 1)]
-    slots = [m._replace(valid=m.valid & (wanted & alive)[s][None]) for s, m in enumerate(slots)]
-    hull_edges = _hull_edges(world.hull, terrain)
-    hull_touches = _contacts.collide(hull_edges, _pair_of(world.hull), HULL_VERTICES).valid[0]
-    game_over = world.game_over | hull_touches[0] | hull_touches[1]
 
     # velocities
     hull_velocity = Velocity(
@@ -525,47 +554,32 @@ def full_step(
         world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    contacts = tuple(barrier(_contacts.make_contact(m, world.leg)) for m in slots)
-    impulses = [
-        ContactImpulse(pairs.impulse.normal[:, s], pairs.impulse.tangent[:, s]) for s in (0, 1)
-    ]
-    for contact, impulse in zip(contacts, impulses, strict=True):
-        solved = contact.tangent_mass > 0.0
-        legs_velocity = _contacts.apply_contact(
-            contact,
-            legs_velocity,
-            jnp.where(solved, impulse.normal, 0.0),
-            jnp.where(solved, impulse.tangent, 0.0),
-        )
-    legs = [leg(legs_velocity, 0), leg(legs_velocity, 1)]
-    joints, joint_impulse = _start_joints(world)
-    for j in (1, 0):
-        impulse = joint_impulse[j]
-        hull_velocity, legs[j] = _rigid_body.apply_joint(
-            joints[j],
-            hull_velocity,
-            legs[j],
-            impulse.x,
-            impulse.y,
-            impulse.motor + impulse.limit,
-        )
-    hull_velocity, legs = barrier((hull_velocity, legs))
-    hull_velocity, legs, joint_impulse, impulses = _velocity_sweeps(
-        hull_velocity, legs, joints, joint_impulse, contacts, impulses, solver.velocity_sweeps
+    contact = barrier(_contacts.make_contact(manifold, world.leg))
+    for slot in (0, 1):
+        of_slot = _slot(contact, slot)
+        solved = of_slot.tangent_mass > 0.0
+        impulse = jax.tree.map(lambda a, s=slot: a[:, s], pairs.impulse)
+        impulse = jax.tree.map(lambda a, c=solved: jnp.where(c, a, 0.0), impulse)
+        legs_velocity = _contacts.apply_contact(of_slot, legs_velocity, *impulse)
+    joint, joint_impulse = _start_joints(world)
+    hull_velocity, legs_velocity = barrier((hull_velocity, legs_velocity))
+    hull_velocity, legs_velocity = _start_warm(joint, joint_impulse, hull_velocity, legs_velocity)
+    hull_velocity, legs_velocity, joint_impulse, impulse = _velocity_sweeps(
+        hull_velocity,
+        legs_velocity,
+        joint,
+        joint_impulse,
+        contact,
+        pairs.impulse,
+        solver.velocity_sweeps,
     )
-    pairs = pairs._replace(
-        impulse=ContactImpulse(
-            barrier(jnp.stack([impulses[0].normal, impulses[1].normal], axis=1)),
-            barrier(jnp.stack([impulses[0].tangent, impulses[1].tangent], axis=1)),
-        )
-    )
+    pairs = pairs._replace(impulse=impulse)
 
     # poses
     hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
-    legs_pose, legs_velocity = _rigid_body.move(world.leg, both(*legs), DT)
-    at = stack(joints[0].at, joints[1].at)
+    legs_pose, legs_velocity = _rigid_body.move(world.leg, legs_velocity, DT)
     hull, legs_pose, corrected = _position_sweeps(
-        hull, legs_pose, slots, at, solver.position_sweeps
+        hull, legs_pose, slots, joint.at, solver.position_sweeps
     )
 
     # sleep
@@ -586,23 +600,25 @@ def full_step(
         leg=legs_pose,
         hull_velocity=hull_velocity,
         leg_velocity=legs_velocity,
-        joint=both(*joint_impulse),
+        joint=joint_impulse,
         pairs=pairs,
         box=box,
         slow_steps=slow_steps,
         flag=flag,
-        game_over=game_over,
+        game_over=world.game_over | _hull_touches(world.hull, hull, terrain, awake),
         awake=awake,
     )
     world = barrier(world)
-    world = _impacts(world, start, terrain, solver)
-    hull_edges = _hull_edges(world.hull, terrain)
-    hits = _contacts.is_hit(hull_edges, _pair_of(world.hull), HULL_VERTICES)
-    return world._replace(game_over=world.game_over | ((hits[0] | hits[1]) & world.awake))
+    return _impacts(world, start, terrain, solver)
 
 
-def _pair_of(pose: Pose) -> Pose:
-    return jax.tree.map(lambda a: stack(a, a), pose)
+def _hull_touches(before: Pose, after: Pose, terrain: Array, awake: Array) -> Array:
+    """Whether the hull is within the skins of the ground before, or stopped by it on the way."""
+    poses = both(before, after)
+    distance = _contacts.distance(_hull_edges(poses, terrain), _slots(poses), HULL_VERTICES)
+    distance = jnp.minimum(distance[0], distance[1])
+    stopped = distance[1] <= _contacts.TOI_TARGET - _contacts.TOI_TOLERANCE
+    return (distance[0] <= _contacts.SKIN) | (stopped & awake)
 
 
 def _hull_edges(pose: Pose, terrain: Array) -> Edge:
@@ -799,10 +815,11 @@ def air_step(
     force_y: Array,
     torque: Array,
 ) -> tuple[World, Array]:
-    """`full_step` for a lander in the air, 30 times cheaper; and whether it applies (...).
+    """`full_step` for a lander in the air, 30 times cheaper; and how much it is lacking (...) int32.
 
-    It applies if no part is or comes near the ground, no clamp of a joint is undecided, one
-    position sweep is enough, and the lander is not about to fall asleep.
+    0: it applies. No part is or comes near the ground, no clamp of a joint is undecided, one
+    position sweep is enough, and the lander is not about to fall asleep. 1: it does not. 2: neither,
+    and a leg touches the ground or is about to, which makes the loops of `full_step` long.
     """
     hull_velocity = Velocity(
         world.hull_velocity.x + DT * (HULL_INV_MASS * force_x),
@@ -810,34 +827,25 @@ def air_step(
         world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    legs = [leg(legs_velocity, 0), leg(legs_velocity, 1)]
-    joints, impulses = _start_joints(world)
-    for j in (1, 0):
-        hull_velocity, legs[j] = _rigid_body.apply_joint(
-            joints[j],
-            hull_velocity,
-            legs[j],
-            impulses[j].x,
-            impulses[j].y,
-            impulses[j].motor + impulses[j].limit,
-        )
-    hull_velocity, legs = barrier((hull_velocity, legs))
+    joint, impulse = _start_joints(world)
+    hull_velocity, legs_velocity = _start_warm(joint, impulse, hull_velocity, legs_velocity)
+    joints, legs, impulses = (
+        [leg(both_legs, j) for j in (0, 1)] for both_legs in (joint, legs_velocity, impulse)
+    )
     hull_velocity, legs, impulses, fine = _air_velocities(
         hull_velocity, legs, joints, impulses, EXACT.velocity_sweeps
     )
     hull_velocity, legs, impulses, fine = barrier((hull_velocity, legs, impulses, fine))
 
     hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
-    poses = []
-    for j in (0, 1):
-        pose, legs[j] = _rigid_body.move(leg(world.leg, j), legs[j], DT)
-        poses.append(pose)
-    hull, poses = barrier((hull, poses))
+    legs_pose, legs_velocity = _rigid_body.move(world.leg, both(*legs), DT)
+    hull, legs_pose = barrier((hull, legs_pose))
+    poses = [leg(legs_pose, 0), leg(legs_pose, 1)]
     for j in (1, 0):
         hull, poses[j], ok = _rigid_body.correct_joint(hull, poses[j], joints[j].at, j)
         hull, poses[j] = barrier((hull, poses[j]))
         fine = fine & ok
-    legs_pose, legs_velocity = both(*poses), both(*legs)
+    legs_pose = both(*poses)
 
     slow = _rigid_body.is_slow(legs_velocity)
     slow = slow[0] & slow[1] & _rigid_body.is_slow(hull_velocity)
@@ -848,6 +856,9 @@ def air_step(
     ground = jnp.maximum(_highest_under(world.hull, terrain), _highest_under(hull, terrain))
     near = near | (jnp.minimum(world.hull.y, hull.y) < ground + HULL_REACH)
     fine = fine & ~near & (slow_steps < SLEEP_STEPS) & world.awake
+    tight = stack(*leg_boxes(legs_pose))
+    busy = overlaps(tight, terrain, edges_below(tight), NEAR) | world.pairs.touching
+    lacking = jnp.where(fine, 0, jnp.where(jnp.any(busy, axis=(0, 1)), 2, 1))
     return (
         World(
             hull=hull,
@@ -862,7 +873,7 @@ def air_step(
             game_over=world.game_over,
             awake=world.awake,
         ),
-        fine,
+        lacking.astype(jnp.int32),
     )
 
 
@@ -872,21 +883,40 @@ def _highest_under(pose: Pose, terrain: Array) -> Array:
     return jnp.maximum(edge.y1, edge.y2).max(axis=0)
 
 
+CHUNK = 32  # lanes that are solved in full together, at least; and a batch's share
+
+
+def _by_type(leaves: list) -> list[int]:
+    """Their order in `_pack`: those of a type together, so that they are converted at once."""
+    return sorted(range(len(leaves)), key=lambda i: str(leaves[i].dtype))
+
+
 def _pack(arrays: Any) -> Array:
     """Leaves (..., lanes) as rows (F, lanes) of float32: integers here are small."""
     leaves = jax.tree.leaves(arrays)
-    return jnp.concatenate([a.astype(jnp.float32).reshape(-1, a.shape[-1]) for a in leaves])
+    of_type = {}
+    for i in _by_type(leaves):
+        rows = leaves[i].reshape(-1, leaves[i].shape[-1])
+        of_type.setdefault(str(rows.dtype), []).append(rows)
+    blocks = [jnp.concatenate(rows) for rows in of_type.values()]
+    return jnp.concatenate([block.astype(jnp.float32) for block in blocks])
 
 
 def _unpack(rows: Array, like: Any) -> Any:
     """The inverse of `_pack`; like: the pytree of arrays (..., any number of lanes)."""
     leaves, treedef = jax.tree.flatten(like)
-    out, i = [], 0
-    for leaf in leaves:
-        shape = (*leaf.shape[:-1], rows.shape[-1])
-        n = int(np.prod(shape[:-1]))
-        out.append(rows[i : i + n].reshape(shape).astype(leaf.dtype))
-        i += n
+    num = [int(np.prod(leaf.shape[:-1])) for leaf in leaves]
+    blocks, taken = {}, 0
+    for name, dtype in sorted({str(leaf.dtype): leaf.dtype for leaf in leaves}.items()):
+        size = sum(n for n, leaf in zip(num, leaves, strict=True) if leaf.dtype == dtype)
+        blocks[name] = rows[taken : taken + size].astype(dtype)
+        taken += size
+    out, used = list(leaves), dict.fromkeys(blocks, 0)
+    for i in _by_type(leaves):
+        name, shape = str(leaves[i].dtype), leaves[i].shape[:-1]
+        part = blocks[name][used[name] : used[name] + num[i]]
+        out[i] = part.reshape(*shape, rows.shape[-1])
+        used[name] += num[i]
     return jax.tree.unflatten(treedef, out)
 
 
@@ -896,38 +926,29 @@ def _make_step(solver: Solver) -> Callable[..., World]:
 
     @jax.custom_batching.custom_vmap
     def step(*args):
-        air, fine = air_step(*args)
-        air, fine = barrier((air, fine))
-        num_lanes = fine.shape[0]
-        size = max(num_lanes // 8 // 32 * 32, 32)
-        if num_lanes <= 2 * size:
-
-            def in_full():
-                full = full_step(*args, solver=solver)
-                return jax.tree.map(lambda a, b: jnp.where(fine, a, b), air, full)
-
-            return jax.lax.cond(jnp.all(fine), lambda: air, in_full)
-
+        air, lacking = barrier(air_step(*args))
+        num_lanes = lacking.shape[0]
+        size = min(max(num_lanes // CHUNK // 8 * 8, CHUNK), num_lanes)
+        order = jnp.argsort(-lacking)  # those alike together: a chunk waits for its slowest
+        num_left = jnp.sum(lacking > 0)
         before = barrier(_pack(args))
 
         def is_running(carry):
-            return jnp.any(carry[0] > 0)
+            return carry[0] < num_left
 
         def some(carry):
-            left, after = carry
-            rank = jnp.cumsum(left)
-            taken = (left > 0) & (rank <= size)
-            index = jnp.full(size, num_lanes, jnp.int32)
-            index = index.at[jnp.where(taken, rank - 1, size)].set(
-                jnp.arange(num_lanes, dtype=jnp.int32), mode="drop"
-            )
-            lanes = barrier(before.at[:, index].get(mode="clip"))
+            first, after = carry
+            # the last chunk overlaps the one before, or lanes that need it not: to no harm
+            index = jax.lax.dynamic_slice(order, [first], [size])
+            lanes = barrier(before.at[:, index].get(mode="promise_in_bounds"))
             full = full_step(*_unpack(lanes, args), solver=solver)
-            after = after.at[:, index].set(barrier(_pack(full)), mode="drop", unique_indices=True)
-            return jnp.where(taken, 0, left), after
+            rows = barrier(_pack(full))
+            rows = jnp.where(lacking[index] > 0, rows, after[:, index])
+            after = after.at[:, index].set(rows, mode="promise_in_bounds", unique_indices=True)
+            return first + size, after
 
-        left = (~fine).astype(jnp.int32)
-        _, after = jax.lax.while_loop(is_running, some, (left, barrier(_pack(air))))
+        carry = (jnp.int32(0), barrier(_pack(air)))
+        _, after = jax.lax.while_loop(is_running, some, carry)
         return _unpack(after, air)
 
     @step.def_vmap

@@ -106,11 +106,22 @@ def barrier(quantity: Any) -> Any:
     of its uses, at worst exponentially often. It (jaxlib 0.10) looks through
     `jax.lax.optimization_barrier`, but not through a branch that only the data decide.
     """
-    leaves = jax.tree.leaves(quantity)
+    leaves, treedef = jax.tree.flatten(quantity)
     probe = next(a for a in leaves if a.dtype == jnp.float32 or a.dtype == jnp.int32)
-    return jax.lax.cond(
-        always(probe), lambda q: q, lambda q: jax.tree.map(jnp.zeros_like, q), quantity
-    )
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
+
+    def never(leaves):
+        """Something else, which costs nothing to compile: arrays that are alike change places."""
+        out = list(leaves)
+        for places in alike.values():
+            for here, there in zip(places, places[1:] + places[:1], strict=True):
+                out[here] = leaves[there] if here != there else jnp.zeros_like(leaves[here])
+        return out
+
+    leaves = jax.lax.cond(always(probe), lambda leaves: list(leaves), never, leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def always(array: Array) -> Array:
@@ -144,22 +155,29 @@ def both(leg0: Any, leg1: Any) -> Any:
     return jax.tree.map(stack, leg0, leg1)
 
 
-def anchors(hull_angle: Array, leg_angle: Array, j: int) -> tuple[Array, Array, Array, Array]:
-    """From centre of mass to anchor [m], world frame: hull x, y, leg x, y. j: which leg."""
+def _of(constants: np.ndarray, j: int | None, like: Array) -> Any:
+    """The constant of joint j, or of both to go with an array (2, ...)."""
+    return constants.reshape(2, *[1] * (like.ndim - 1)) if j is None else constants[j]
+
+
+def anchors(
+    hull_angle: Array, leg_angle: Array, j: int | None
+) -> tuple[Array, Array, Array, Array]:
+    """From centre of mass to anchor [m], world frame: hull x, y, leg x, y. j: see `make_joint`."""
     sin, cos = jnp.sin(hull_angle), jnp.cos(hull_angle)
     rax, ray = sin * HULL_CENTRE, -cos * HULL_CENTRE
     sin, cos = jnp.sin(leg_angle), jnp.cos(leg_angle)
-    x = SIDE[j] * ANCHOR_X
+    x = _of(SIDE, j, leg_angle) * ANCHOR_X
     return rax, ray, cos * x - sin * ANCHOR_Y, sin * x + cos * ANCHOR_Y
 
 
-def joint_angle(hull_angle: Array, leg_angle: Array, j: int) -> Array:
+def joint_angle(hull_angle: Array, leg_angle: Array, j: int | None) -> Array:
     """Angle [rad] of joint j, 0 when it was made."""
-    return leg_angle - hull_angle - REFERENCE[j]
+    return leg_angle - hull_angle - _of(REFERENCE, j, leg_angle)
 
 
-def make_joint(hull_angle: Array, leg_angle: Array, j: int) -> Joint:
-    """Prepare joint j at given angles [rad]."""
+def make_joint(hull_angle: Array, leg_angle: Array, j: int | None) -> Joint:
+    """Prepare joint j at given angles [rad]; None: both, the leg's angles are (2, ...)."""
     rax, ray, rbx, rby = anchors(hull_angle, leg_angle, j)
     mass = HULL_INV_MASS + LEG_INV_MASS
     ia, ib = HULL_INV_INERTIA, LEG_INV_INERTIA
@@ -175,10 +193,11 @@ def make_joint(hull_angle: Array, leg_angle: Array, j: int) -> Joint:
     c13 = a12 * a23 - a13 * a22
     inv_det3 = 1.0 / (a11 * c11 + a12 * c12 + a13 * c13)
     angle = joint_angle(hull_angle, leg_angle, j)
-    at = jnp.where(angle <= LOWER[j], 1.0, jnp.where(angle >= UPPER[j], -1.0, 0.0))
+    low, high = _of(LOWER, j, leg_angle), _of(UPPER, j, leg_angle)
+    at = jnp.where(angle <= low, 1.0, jnp.where(angle >= high, -1.0, 0.0))
     return Joint(
-        rax=rax,
-        ray=ray,
+        rax=jnp.broadcast_to(rax, leg_angle.shape),
+        ray=jnp.broadcast_to(ray, leg_angle.shape),
         rbx=rbx,
         rby=rby,
         k11=a22 * inv_det2,
