@@ -3,8 +3,8 @@
     python -m benchmarks.lunar_lander_steps --json benchmarks/results/lunar_lander_steps.json
 
 Gymnasium runs one environment and vectors of 8, in this process and in 8 others. envpool (C++
-Box2D) is not among the dependencies, as it pulls large packages: it is installed into an environment
-of its own (network needed the first time), and its best of several settings counts. All rows are
+Box2D) is not among the dependencies, as it pulls large packages: it is installed into its own
+environment (network needed the first time), and its best of several settings counts. All rows are
 measured in turns, so that they share the machine's moods; medians are given. Compiling is apart.
 
 Ours runs as a user would run it on several cores: the environments are sharded over as many CPU

@@ -216,7 +216,8 @@ def find_pairs(pairs: Pairs, box: Array, moved: Array, terrain: Array) -> Pairs:
     """Add the edges that moved legs have come near to; the higher index counts as newer."""
     index = edges_below(box)
     near = overlaps(box, terrain, index) & moved[None]
-    for i in (0, 1):
+
+    def add(i, pairs):
         edge = index[i]
         known = (pairs.edge[0] == edge) | (pairs.edge[1] == edge)
         new = near[i] & ~known
@@ -224,9 +225,9 @@ def find_pairs(pairs: Pairs, box: Array, moved: Array, terrain: Array) -> Pairs:
         pairs = _exchange(new & (pairs.edge[0] >= 0), pairs)
         here = stack(~new, jnp.ones_like(new))
         pairs = _keep(here, pairs)
-        pairs = pairs._replace(edge=stack(jnp.where(new, edge, pairs.edge[0]), pairs.edge[1]))
-        pairs = barrier(pairs)
-    return pairs
+        return pairs._replace(edge=stack(jnp.where(new, edge, pairs.edge[0]), pairs.edge[1]))
+
+    return jax.lax.fori_loop(0, 2, add, pairs)  # rolled, as it is compiled faster
 
 
 def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tuple[Pairs, Array]:
@@ -259,7 +260,7 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
 
 def _start_joints(world):
     """Both joints (leg, ...) at the poses of the world, and their impulses of the step before."""
-    joint = barrier(_rigid_body.make_joint(world.hull.a, world.leg.a, None))
+    joint = barrier(_rigid_body.make_joint(world.hull.a[None], world.leg.a, None))
     impulse = world.joint
     impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
     return joint, impulse
@@ -444,23 +445,23 @@ def _impacts(world, start, terrain, solver):
         exists = pairs.edge >= 0
         others = ~is_first & happens_leg[None] & first_touches[None] & exists
         # the pair that hit is heard of first, then the other
-        pairs, flag = _update(pairs, manifold, is_first, world.flag)
-        pairs, flag = _update(pairs, manifold, others, flag)
+        heard = stack(is_first, others)
+        pairs, flag = jax.lax.fori_loop(
+            0, 2, lambda i, c: _update(c[0], manifold, heard[i], c[1]), (pairs, world.flag)
+        )
         disabled = (disabled & ~others) | (is_first & ~first_touches[None])
         active = happens_leg & first_touches
         in_island = (is_first | others) & active[None]
         manifold = manifold._replace(valid=manifold.valid & in_island[None])
 
         # the pair that hit comes first
+        def first_in_front(name, leaf):
+            other = leaf[:, ::-1] if name in _OF_POINTS else leaf[::-1]
+            extra = leaf.ndim - first_is_0.ndim
+            return jnp.where(first_is_0.reshape((1,) * extra + first_is_0.shape), leaf, other)
+
         manifold = barrier(
-            Manifold(
-                **{
-                    name: jnp.where(
-                        first_is_0, leaf, leaf[:, ::-1] if name in _OF_POINTS else leaf[::-1]
-                    )
-                    for name, leaf in manifold._asdict().items()
-                }
-            )
+            Manifold(**{n: first_in_front(n, leaf) for n, leaf in manifold._asdict().items()})
         )
         slots = [_slot(manifold, 0), _slot(manifold, 1)]
 
@@ -479,7 +480,7 @@ def _impacts(world, start, terrain, solver):
             return count + 1, pose, done | fine
 
         _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
-        contact = barrier(_contacts.make_contact(manifold, pose))
+        contact = barrier(_contacts.make_contact(manifold, _slots(pose)))
         impulse = jnp.zeros((4, *pose.x.shape), jnp.float32)
         go = _rigid_body.always(pose.x)
 
@@ -554,7 +555,7 @@ def full_step(
         world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    contact = barrier(_contacts.make_contact(manifold, world.leg))
+    contact = barrier(_contacts.make_contact(manifold, _slots(world.leg)))
     for slot in (0, 1):
         of_slot = _slot(contact, slot)
         solved = of_slot.tangent_mass > 0.0
@@ -745,17 +746,20 @@ def _air_velocities(hull, legs, joints, impulses, num_sweeps):
     )
     once = _Affine(stack(*after1, after0[0]))
     start = stack(*error1, error0[0])
-    power, total = once, _Affine(barrier(unit[:4]))  # of 1 sweep; the sum of the errors before it
-    state, summed = start, jnp.zeros_like(start)
-    left = num_sweeps - 1
-    while left:
-        if left & 1:
-            summed = barrier(summed + total(state))
-            state = power(state)
-        left >>= 1
-        if left:
-            total = _Affine(barrier(total.parts + total.after(power).parts))
-            power = power.after(power)
+    # power: of 2^i sweeps; total: the sum of the errors before each of them
+
+    def double(i, carry):
+        """Go on by 2^i sweeps if that is part of the number; then double the step."""
+        power, total, state, summed = carry
+        goes = ((num_sweeps - 1) >> i) & 1 == 1
+        summed = jnp.where(goes, summed + total(state), summed)
+        state = jnp.where(goes, power(state), state)
+        total = _Affine(total.parts + total.after(power).parts)
+        return power.after(power), total, state, summed
+
+    carry = barrier((once, _Affine(unit[:4]), start, jnp.zeros_like(start)))
+    carry = jax.lax.fori_loop(0, (num_sweeps - 1).bit_length(), double, carry)
+    summed = barrier(carry[3])
 
     n = np.float32(num_sweeps - 1)
     sum1 = (summed[0], summed[1], summed[2])
@@ -815,10 +819,10 @@ def air_step(
     force_y: Array,
     torque: Array,
 ) -> tuple[World, Array]:
-    """`full_step` for a lander in the air, 30 times cheaper; and how much it is lacking (...) int32.
+    """`full_step` for a lander in the air, 30 times cheaper; and what it lacks (...) int32.
 
-    0: it applies. No part is or comes near the ground, no clamp of a joint is undecided, one
-    position sweep is enough, and the lander is not about to fall asleep. 1: it does not. 2: neither,
+    0: nothing. No part is or comes near the ground, no clamp of a joint is undecided, one position
+    sweep is enough, and the lander is not about to fall asleep. 1: it does not apply. 2: neither,
     and a leg touches the ground or is about to, which makes the loops of `full_step` long.
     """
     hull_velocity = Velocity(

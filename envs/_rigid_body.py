@@ -113,11 +113,13 @@ def barrier(quantity: Any) -> Any:
         alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
 
     def never(leaves):
-        """Something else, which costs nothing to compile: arrays that are alike change places."""
+        """Something else, which costs little to compile: arrays that are alike change places."""
         out = list(leaves)
         for places in alike.values():
             for here, there in zip(places, places[1:] + places[:1], strict=True):
-                out[here] = leaves[there] if here != there else jnp.zeros_like(leaves[here])
+                out[here] = leaves[there]
+        if len(alike) == len(leaves):
+            out[0] = jnp.zeros_like(out[0])
         return out
 
     leaves = jax.lax.cond(always(probe), lambda leaves: list(leaves), never, leaves)
