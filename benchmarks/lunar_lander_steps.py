@@ -190,10 +190,10 @@ def main(options: Options) -> None:
     rows: list[Row] = []
     if options.envpool:
         rows.append(envpool(options.peers, options.num_cores))
+    if options.gymnasium:  # before ours: its processes are forked, and JAX starts threads
+        rows += [gymnasium_single(), gymnasium_vector(8, "sync"), gymnasium_vector(8, "async")]
     for solver in options.solvers:
         rows += [ours(num_envs, solver) for num_envs in options.num_envs]
-    if options.gymnasium:
-        rows += [gymnasium_single(), gymnasium_vector(8, "sync"), gymnasium_vector(8, "async")]
     rates: list[list[float]] = [[] for _ in rows]
     for _ in range(options.num_rounds):
         for rate, (_, measure, _) in zip(rates, rows, strict=True):
