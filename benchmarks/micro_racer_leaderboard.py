@@ -161,7 +161,7 @@ def settings(entry: Entry, options: Options) -> dict[str, Any]:
         "kind": entry.kind,
         "agent": entry.agent,
         "config": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in _cli.as_dict(config).items()
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
         },
         "train_params": entry.preset.train_params,
         "env_kwargs": entry.preset.env_kwargs,
