@@ -103,12 +103,18 @@ COLUMNS = (
 def main(options: Runs | Layers) -> dict[str, Any]:
     """Measure, print, write."""
     result = runs(options) if isinstance(options, Runs) else layers(options)
+    result = write(options, result)
+    if options.plot:
+        (draw_runs if isinstance(options, Runs) else draw_layers)(result, options.plot)
+    return result
+
+
+def write(options: Runs | Layers, result: dict[str, Any]) -> dict[str, Any]:
+    """Add the machine, and write the JSON file if one is wanted."""
     result = {"machine": _run.machine(), **result}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.plot:
-        (draw_runs if isinstance(options, Runs) else draw_layers)(result, options.plot)
     return result
 
 
@@ -140,6 +146,7 @@ def runs(options: Runs) -> dict[str, Any]:
                 continue
             summary = json.loads(path.read_text())
         rows.append({name: summary.get(name) for name in COLUMNS})
+        write(options, {"options": _plain(options), "rows": rows})  # a stop loses one row at most
     print(runs_table(rows))
     return {"options": _plain(options), "rows": rows}
 
