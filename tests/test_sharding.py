@@ -93,8 +93,11 @@ def test_seeds_over_devices_are_bit_identical(num_devices, num_seeds, lanes):
 def test_lanes_side_by_side_on_two_devices_end_and_agree():
     """Two programs of vmapped lanes at once: hung while initial weights used batched LAPACK."""
     run = spread(train("ppo"), make_mesh(2), NUM_ENVS)
-    for _ in range(3):
-        _, found = ran(run, KEYS[:4])
+    states = run.init(KEYS[:4])
+    updates = run.compile(states, UPDATES)
+    for _ in range(5):
+        states, metrics = updates(run.init(KEYS[:4]))
+        found = jax.device_get((states.params, metrics))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         lane(found, 3)[0],

@@ -120,7 +120,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["plain", pytest.param("all", marks=pytest.mark.slow)])
 def test_chunks_equal_one_program_bit_for_bit(variant):
     train = cartpole(VARIANTS[variant])
     whole_state, whole = jax.jit(train)(jax.random.key(3))

@@ -338,6 +338,7 @@ PENDULUM = ppo.Config(
 )
 
 
+@pytest.mark.slow
 def test_learns_pendulum():
     """>= -200 mean return over 8 seeds within 1M steps; a quarter of them is enough."""
     score = returns("Pendulum-v1", PENDULUM, num_seeds=8)
@@ -350,6 +351,7 @@ def test_learns_cartpole():
     assert score.mean() >= 475.0, score
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sixteen_seeds_of_200k_steps_do_not_hang():
     """Batched LAPACK can wait for itself on CPU (networks.orthogonal); these end, and learn."""

@@ -435,6 +435,7 @@ def cartpole_returns(config, env, params, num_seeds):
     return np.asarray(jax.jit(jax.vmap(evaluate))(jax.vmap(reinforce.get_policy)(state), keys))
 
 
+@pytest.mark.slow
 def test_solves_cartpole():
     """>= 475 mean return over 4 seeds, by rollouts from 128 of 512 visited states an update."""
     score = cartpole_returns(*preset("CartPole-v1"), num_seeds=4)
