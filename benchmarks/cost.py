@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from jaxrl import agents
 from jaxrl.checks import check_count, check_real
@@ -183,8 +183,13 @@ def draw_runs(result: dict[str, Any], path: Path) -> None:
     if not envs:
         print("nothing to draw: no energy is known")
         return
-    figure = Figure(figsize=(4.5 * len(envs), 4), layout="constrained")
-    for axes, env in zip(np.atleast_1d(figure.subplots(1, len(envs))), envs, strict=True):
+    columns = min(4, len(envs))
+    lines = -(-len(envs) // columns)
+    figure = Figure(figsize=(4 * columns, 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(envs) :]:
+        axes.set_axis_off()
+    for axes, env in zip(panels[: len(envs)], envs, strict=True):
         for row in (row for row in rows if row["env"] == env):
             J, low, high = row["energy_J"], row["energy_low_J"], row["energy_high_J"]
             axes.errorbar(
@@ -197,6 +202,9 @@ def draw_runs(result: dict[str, Any], path: Path) -> None:
                 label=row["agent"],
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(env)
         axes.set_xlabel("energy of training, all seeds [J]")
         axes.set_ylabel("return, evaluated")
