@@ -129,7 +129,7 @@ def _corners(points: np.ndarray, pose: Pose, *, rotate: bool = False) -> tuple[A
     return (wx, wy) if rotate else (wx + pose.x[None], wy + pose.y[None])
 
 
-def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
+def collide(edge: Edge, pose: Pose, vertices: np.ndarray, go: Array | None = None) -> Manifold:
     """The manifold of an edge and a polygon (vertices (n, 2) about its centre of mass)."""
     outward = normals(vertices)
     sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
@@ -142,14 +142,14 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     is_front = ey * (pose.x - edge.x1) - ex * (pose.y - edge.y1) >= 0.0
     sign = jnp.where(is_front, 1.0, -1.0).astype(jnp.float32)
     enx, eny = sign * ey, -sign * ex
-    vx, vy, nx, ny, enx, eny = barrier((vx, vy, nx, ny, enx, eny))
+    vx, vy, nx, ny, enx, eny = barrier((vx, vy, nx, ny, enx, eny), go)
 
     x1, y1, x2, y2 = (a[None] for a in edge)
     edge_separation = (enx[None] * (vx - x1) + eny[None] * (vy - y1)).min(axis=0)
     from_face = jnp.minimum(nx * (x1 - vx) + ny * (y1 - vy), nx * (x2 - vx) + ny * (y2 - vy))
     # the face of the polygon that looks most against the edge
     against = -(enx[None] * nx + eny[None] * ny)
-    from_face, against = barrier((from_face, against))
+    from_face, against = barrier((from_face, against), go)
     face_separation, face_index = _largest(from_face)
     _, incident = _largest(against)
     near = (edge_separation <= SKIN) & (face_separation <= SKIN)
@@ -158,7 +158,7 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
     i1 = jnp.where(face, face_index, incident)
     i2 = jnp.where(i1 + 1 < len(vertices), i1 + 1, 0)
     ax, ay, bx, by = _select(i1, vx), _select(i1, vy), _select(i2, vx), _select(i2, vy)
-    i1, i2, ax, ay, bx, by, face, near = barrier((i1, i2, ax, ay, bx, by, face, near))
+    i1, i2, ax, ay, bx, by, face, near = barrier((i1, i2, ax, ay, bx, by, face, near), go)
     e1x = jnp.where(is_front, edge.x1, edge.x2)  # reference end points
     e1y = jnp.where(is_front, edge.y1, edge.y2)
     e2x = jnp.where(is_front, edge.x2, edge.x1)
@@ -202,15 +202,17 @@ def collide(edge: Edge, pose: Pose, vertices: np.ndarray) -> Manifold:
         return first, second, ok
 
     sx, sy = ref_ny, -ref_nx
-    px, py, qx, qy, sx, sy = barrier((px, py, qx, qy, sx, sy))
+    px, py, qx, qy, sx, sy = barrier((px, py, qx, qy, sx, sy), go)
     (px, py, p_key, pb), (qx, qy, q_key, qb), ok1 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, sx, sy, sx * r1x + sy * r1y, r1
     )
-    px, py, p_key, pb, qx, qy, q_key, qb, ok1 = barrier((px, py, p_key, pb, qx, qy, q_key, qb, ok1))
+    px, py, p_key, pb, qx, qy, q_key, qb, ok1 = barrier(
+        (px, py, p_key, pb, qx, qy, q_key, qb, ok1), go
+    )
     (px, py, p_key, _), (qx, qy, q_key, _), ok2 = clip(
         px, py, p_key, pb, qx, qy, q_key, qb, -sx, -sy, -sx * r2x - sy * r2y, r2
     )
-    px, py, p_key, qx, qy, q_key, ok2 = barrier((px, py, p_key, qx, qy, q_key, ok2))
+    px, py, p_key, qx, qy, q_key, ok2 = barrier((px, py, p_key, qx, qy, q_key, ok2), go)
     ok = near & ok1 & ok2
     p_sep = ref_nx * (px - r1x) + ref_ny * (py - r1y)
     q_sep = ref_nx * (qx - r1x) + ref_ny * (qy - r1y)
@@ -263,7 +265,7 @@ def inherit(
 def world_points(manifold: Manifold, pose: Pose) -> tuple[Array, Array, Array, Array, Array]:
     """Normal (x, y) from the ground, (...), clip points (x, y) and their core separations (2, ...).
 
-    All in the world, for the polygon at a pose [m, rad].
+    All in the world, for the polygon at a pose [m, rad]. Of one point of a manifold: all (...).
     """
     face = manifold.face
     sin, cos = jnp.sin(pose.a), jnp.cos(pose.a)
@@ -272,13 +274,17 @@ def world_points(manifold: Manifold, pose: Pose) -> tuple[Array, Array, Array, A
     px = jnp.where(face, cos * manifold.px - sin * manifold.py + pose.x, manifold.px)
     py = jnp.where(face, sin * manifold.px + cos * manifold.py + pose.y, manifold.py)
     qx, qy = manifold.qx, manifold.qy
-    qx, qy = (
-        jnp.where(face[None], qx, cos[None] * qx - sin[None] * qy + pose.x[None]),
-        jnp.where(face[None], qy, sin[None] * qx + cos[None] * qy + pose.y[None]),
-    )
-    separation = nx[None] * (qx - px[None]) + ny[None] * (qy - py[None])
     sign = jnp.where(face, -1.0, 1.0).astype(jnp.float32)
-    return sign * nx, sign * ny, qx, qy, separation
+    normal = sign * nx, sign * ny
+    of_points = (None,) * (qx.ndim - face.ndim)
+    x, y, face, sin, cos, nx, ny, px, py = (
+        a[of_points] for a in (pose.x, pose.y, face, sin, cos, nx, ny, px, py)
+    )
+    qx, qy = (
+        jnp.where(face, qx, cos * qx - sin * qy + x),
+        jnp.where(face, qy, sin * qx + cos * qy + y),
+    )
+    return *normal, qx, qy, nx * (qx - px) + ny * (qy - py)
 
 
 def make_contact(manifold: Manifold, pose: Pose) -> Contact:
@@ -368,28 +374,25 @@ def solve_contact(contact: Contact, velocity: Velocity, impulse: ContactImpulse)
     return ContactImpulse(stack(n0, n1), stack(*tangents))
 
 
-def correct_contact(manifold: Manifold, pose: Pose, factor: Array) -> tuple[Pose, Array]:
-    """One position sweep over a leg's contact: the pose after it, the least separation before it.
+def correct_contact(point: Manifold, pose: Pose, factor: Array) -> tuple[Pose, Array]:
+    """One position sweep over a leg's contact: the pose after it, the separation before it.
 
-    factor: the part of the penetration that is corrected, 0.2; 0.75 in continuous collision.
+    point: one of a manifold's two, without their axis; what does not exist is apart by 0. factor:
+    the part of the penetration that is corrected, 0.2; 0.75 in continuous collision.
     """
-    least = jnp.zeros_like(pose.x)
-    for p in (0, 1):
-        nx, ny, qx, qy, separation = world_points(manifold, pose)
-        separation = separation[p] - SKIN
-        valid = manifold.valid[p]
-        least = jnp.where(valid, jnp.minimum(least, separation), least)
-        excess = jnp.clip(factor * (separation + LINEAR_SLOP), -MAX_CORRECTION, 0.0)
-        rx, ry = qx[p] - pose.x, qy[p] - pose.y
-        rn = rx * ny - ry * nx
-        impulse = -excess / (LEG_INV_MASS + LEG_INV_INERTIA * rn * rn)
-        impulse = jnp.where(valid, impulse, 0.0)
-        pose = Pose(
-            pose.x + LEG_INV_MASS * impulse * nx,
-            pose.y + LEG_INV_MASS * impulse * ny,
-            pose.a + LEG_INV_INERTIA * impulse * rn,
-        )
-    return pose, least
+    nx, ny, qx, qy, separation = world_points(point, pose)
+    separation = separation - SKIN
+    excess = jnp.clip(factor * (separation + LINEAR_SLOP), -MAX_CORRECTION, 0.0)
+    rx, ry = qx - pose.x, qy - pose.y
+    rn = rx * ny - ry * nx
+    impulse = -excess / (LEG_INV_MASS + LEG_INV_INERTIA * rn * rn)
+    impulse = jnp.where(point.valid, impulse, 0.0)
+    pose = Pose(
+        pose.x + LEG_INV_MASS * impulse * nx,
+        pose.y + LEG_INV_MASS * impulse * ny,
+        pose.a + LEG_INV_INERTIA * impulse * rn,
+    )
+    return pose, jnp.where(point.valid, jnp.minimum(separation, 0.0), 0.0)
 
 
 class Closest(NamedTuple):
@@ -409,7 +412,7 @@ class Closest(NamedTuple):
     py: Array
 
 
-def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
+def closest(edge: Edge, pose: Pose, vertices: np.ndarray, go: Array | None = None) -> Closest:
     """Distance of an edge and a polygon, and its separating axis."""
     n, ndim = len(vertices), pose.a.ndim
     outward = normals(vertices)
@@ -419,7 +422,7 @@ def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     length = jnp.sqrt(ex * ex + ey * ey)
     ex, ey = ex / length, ey / length
     enx, eny = ey, -ex
-    vx, vy, length, ex, ey = barrier((vx, vy, length, ex, ey))
+    vx, vy, length, ex, ey = barrier((vx, vy, length, ex, ey), go)
 
     # corners of the polygon against the edge, on both sides of it
     dx1, dy1 = vx - edge.x1[None], vy - edge.y1[None]
@@ -430,8 +433,8 @@ def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     back = jnp.where(inside & (height < 0.0), -height, np.inf).min(axis=0)
     lowest, highest = height.min(axis=0), height.max(axis=0)
     # corners against the ends of the edge
-    dx, dy = barrier((jnp.concatenate([dx1, dx2]), jnp.concatenate([dy1, dy2])))
-    squared = barrier(dx * dx + dy * dy)
+    dx, dy = barrier((jnp.concatenate([dx1, dx2]), jnp.concatenate([dy1, dy2])), go)
+    squared = barrier(dx * dx + dy * dy, go)
     negative, index = _largest(-squared)
     corner = jnp.sqrt(jnp.maximum(-negative, 1e-24))
     dx, dy = _select(index, dx) / corner, _select(index, dy) / corner
@@ -474,13 +477,18 @@ def closest(edge: Edge, pose: Pose, vertices: np.ndarray) -> Closest:
     )
 
 
-def distance(edge: Edge, pose: Pose, vertices: np.ndarray) -> Array:
+def distance(edge: Edge, pose: Pose, vertices: np.ndarray, go: Array | None = None) -> Array:
     """Distance [m] of the cores of an edge and a polygon, 0 if they overlap."""
-    return closest(edge, pose, vertices).distance
+    return closest(edge, pose, vertices, go).distance
 
 
 def time_of_impact(
-    edge: Edge, start: Pose, end: Pose, vertices: np.ndarray, wanted: Array
+    edge: Edge,
+    start: Pose,
+    end: Pose,
+    vertices: np.ndarray,
+    wanted: Array,
+    go: Array | None = None,
 ) -> tuple[Array, Array]:
     """When a polygon that moves evenly from start to end comes within 0.005 m of an edge.
 
@@ -562,7 +570,7 @@ def time_of_impact(
     def advance(carry):
         # An axis is looked for where `fresh`, else the push back goes on from t2.
         count, t1, running, hit, fresh, (axis, t2, push) = carry
-        new = closest(edge, at(t1), vertices)
+        new = closest(edge, at(t1), vertices, go)
         axis = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, axis)
         t2, push = jnp.where(fresh, 1.0, t2), jnp.where(fresh, 0, push)
         is_touching = fresh & (axis.distance > 0.0) & (axis.distance < high)

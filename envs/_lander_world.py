@@ -33,6 +33,7 @@ from ._rigid_body import (
     JointImpulse,
     Pose,
     Velocity,
+    always,
     barrier,
     both,
     leg,
@@ -95,13 +96,10 @@ FAST = Solver(velocity_sweeps=60, position_sweeps=4, impacts=1)
 
 def edge_at(terrain: Array, index: Array) -> Edge:
     """Edges by their indices (slot, leg, ...), terrain (11, ...) heights [m]. Any edge for -1."""
-    y1 = y2 = None
-    for i in range(NUM_EDGES):
-        low = jnp.broadcast_to(terrain[i], index.shape)
-        high = jnp.broadcast_to(terrain[i + 1], index.shape)
-        y1 = low if y1 is None else jnp.where(index == i, low, y1)
-        y2 = high if y2 is None else jnp.where(index == i, high, y2)
-    x1 = jnp.maximum(index, 0).astype(jnp.float32) * EDGE_WIDTH
+    first = jnp.maximum(index, 0)
+    ends = stack(first, first + 1).reshape(-1, *terrain.shape[1:])
+    y1, y2 = jnp.take_along_axis(terrain, ends, axis=0, mode="clip").reshape(2, *index.shape)
+    x1 = first.astype(jnp.float32) * EDGE_WIDTH
     return Edge(x1, y1, x1 + EDGE_WIDTH, y2)
 
 
@@ -153,11 +151,12 @@ def _exchange(condition: Array, pairs: Pairs) -> Pairs:
 _OF_POINTS = {"qx", "qy", "key", "valid", "rx", "ry", "normal_mass", "tangent_mass"}
 
 
-def _slot(quantity: Any, s: int) -> Any:
-    """One slot's part of a `Manifold` or `Contact` of all pairs."""
+def _slot(quantity: Any, s: int | Array, p: int | Array | None = None) -> Any:
+    """One slot's part of a `Manifold` or `Contact` of all pairs; p: of one of its two points."""
+    points = slice(None) if p is None else p
     return quantity._replace(
         **{
-            name: leaf[:, s] if name in _OF_POINTS else leaf[s]
+            name: leaf[points, s] if name in _OF_POINTS else leaf[s]
             for name, leaf in quantity._asdict().items()
         }
     )
@@ -230,7 +229,9 @@ def find_pairs(pairs: Pairs, box: Array, moved: Array, terrain: Array) -> Pairs:
     return jax.lax.fori_loop(0, 2, add, pairs)  # rolled, as it is compiled faster
 
 
-def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tuple[Pairs, Array]:
+def _update(
+    pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array, go: Array | None = None
+) -> tuple[Pairs, Array]:
     """New manifolds of the wanted pairs (slot, leg, ...), and the flags (leg, ...) after the
     listener has heard of them, newest pair first.
     """
@@ -254,19 +255,20 @@ def _update(pairs: Pairs, manifold: Manifold, wanted: Array, flag: Array) -> tup
                 impulse=jax.tree.map(lambda a, b: jnp.where(w, a, b), impulse, pairs.impulse),
             ),
             flag,
-        )
+        ),
+        go,
     )
 
 
-def _start_joints(world):
+def _start_joints(world, go):
     """Both joints (leg, ...) at the poses of the world, and their impulses of the step before."""
-    joint = barrier(_rigid_body.make_joint(world.hull.a[None], world.leg.a, None))
+    joint = barrier(_rigid_body.make_joint(world.hull.a[None], world.leg.a, None), go)
     impulse = world.joint
     impulse = impulse._replace(limit=jnp.where(joint.at == 0.0, 0.0, impulse.limit))
     return joint, impulse
 
 
-def _start_warm(joint, impulse, hull, legs):
+def _start_warm(joint, impulse, hull, legs, go):
     """Velocities of hull and legs (leg, ...) after the impulses of the step before."""
     turn = impulse.motor + impulse.limit
     hull_turn = joint.rax * impulse.y - joint.ray * impulse.x + turn
@@ -282,29 +284,28 @@ def _start_warm(joint, impulse, hull, legs):
         legs.w
         + _rigid_body.LEG_INV_INERTIA * (joint.rbx * impulse.y - joint.rby * impulse.x + turn),
     )
-    return barrier((hull, legs))
+    return barrier((hull, legs), go)
 
 
-def _velocity_sweeps(hull, legs, joint, joint_impulse, contact, contact_impulse, num_sweeps):
+def _velocity_sweeps(go, hull, legs, joint, joint_impulse, contact, contact_impulse, num_sweeps):
     """All velocity sweeps. hull, legs (leg, ...), joint impulses (leg, ...): before them; contact
     impulses (point, slot, leg, ...).
 
     What is carried and what a stage gives is packed into single arrays: XLA computes each array on
     its own, from the inputs of the stage.
     """
-    go = _rigid_body.always(hull.x)
 
     def velocities(rows):
         return tuple(Velocity(*rows[3 * i : 3 * i + 3]) for i in range(3))
 
     def visit(j):
-        def change(rows, impulse, *before):
+        def change(impulse, rows, *before):
             hull, *legs = velocities(rows)
             if before:  # joint 1 moves the hull before joint 0 is visited
                 hull, _ = _rigid_body.apply_change(
                     leg(joint, 1), hull, legs[1], JointImpulse(*before[0])
                 )
-            old = JointImpulse(*impulse[j])
+            old = JointImpulse(*impulse)
             return jnp.stack(_rigid_body.solve_joint(leg(joint, j), hull, legs[j], old, j))
 
         return change
@@ -316,24 +317,23 @@ def _velocity_sweeps(hull, legs, joint, joint_impulse, contact, contact_impulse,
         return jnp.stack([*hull, *leg0, *leg1])
 
     def sweep(_, carry):
-        rows, impulse, contact_impulse = carry
-        change1 = stage(go, visit(1), rows, impulse)
-        change0 = stage(go, visit(0), rows, impulse, change1)
-        impulse = impulse + jnp.stack([change0, change1])
+        rows, (impulse0, impulse1), contact_impulse = carry
+        change1 = stage(go, visit(1), impulse1, rows)
+        change0 = stage(go, visit(0), impulse0, rows, change1)
         rows = stage(go, after_joints, rows, change1, change0)
         legs = jnp.stack([rows[3:6], rows[6:9]], axis=1)  # (3, leg, ...)
         legs, contact_impulse = _contact_sweep(go, contact, legs, contact_impulse)
         rows = jnp.concatenate([rows[:3], legs[:, 0], legs[:, 1]])
-        return rows, impulse, contact_impulse
+        return rows, (impulse0 + change0, impulse1 + change1), contact_impulse
 
     legs = stack(*legs)  # (3, leg, ...)
     rows = jnp.concatenate([stack(*hull), legs[:, 0], legs[:, 1]])
-    impulse = jnp.stack(joint_impulse, axis=1)  # (leg, 4, ...)
+    impulse = tuple(stack(*leg(joint_impulse, j)) for j in (0, 1))  # (4, ...) each
     packed = stack(*contact_impulse)
     packed = tuple(packed[:, :, s].reshape(4, *packed.shape[3:]) for s in (0, 1))
-    carry = barrier((rows, impulse, packed))
+    carry = barrier((rows, impulse, packed), go)
     rows, impulse, packed = jax.lax.fori_loop(0, num_sweeps, sweep, carry)
-    rows, impulse, packed = barrier((rows, impulse, jnp.stack(packed, axis=1)))
+    rows, impulse, packed = barrier((rows, stack(*impulse), jnp.stack(packed, axis=1)), go)
     legs = Velocity(*(stack(rows[3 + i], rows[6 + i]) for i in range(3)))
     return (
         Velocity(*rows[:3]),
@@ -351,7 +351,7 @@ def _contact_sweep(go, contact, legs, impulses):
     """
 
     def visit(slot):
-        def new(legs, old):
+        def new(old, legs):
             impulse = solve_contact(
                 _slot(contact, slot), Velocity(*legs), ContactImpulse(old[:2], old[2:])
             )
@@ -371,13 +371,29 @@ def _contact_sweep(go, contact, legs, impulses):
 
     new = []
     for slot, old in enumerate(impulses):
-        impulse = stage(go, visit(slot), legs, old)
+        impulse = stage(go, visit(slot), old, legs)
         legs = stage(go, after(slot), legs, impulse - old)
         new.append(impulse)
     return legs, tuple(new)
 
 
-def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
+def _correct_contacts(manifold, legs, factor):
+    """One position sweep over all contacts of the legs, slot after slot, point after point.
+
+    Returns the poses (leg, ...) after it and the least separation (leg, ...) of each, 0 at most.
+    """
+
+    def visit(i, carry):
+        legs, least = carry
+        point = _slot(manifold, i // 2, i % 2)
+        legs, separation = correct_contact(point, legs, factor)
+        return legs, jnp.minimum(least, separation)
+
+    # rolled, as it is compiled faster
+    return jax.lax.fori_loop(0, 4, visit, (legs, jnp.zeros_like(legs.x)))
+
+
+def _position_sweeps(go, hull, legs, manifold, at, num_sweeps):
     """Correct poses until all errors are small, at most num_sweeps times, each scene for itself.
 
     Returns hull, legs, and whether the errors were small in the end.
@@ -389,17 +405,13 @@ def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
 
     def sweep(carry):
         count, hull, legs, done = carry
-        new_legs = legs
-        fine = jnp.ones_like(done)
-        for manifold in manifolds:
-            new_legs, least = correct_contact(manifold, new_legs, np.float32(0.2))
-            fine = fine & jnp.all(least >= -3.0 * LINEAR_SLOP, axis=0)
-            new_legs = barrier(new_legs)
+        new_legs, least = _correct_contacts(manifold, legs, np.float32(0.2))
+        fine = jnp.all(least >= -3.0 * LINEAR_SLOP, axis=0)
         new_hull, single = hull, [leg(new_legs, 0), leg(new_legs, 1)]
         for j in (1, 0):
             new_hull, single[j], ok = _rigid_body.correct_joint(new_hull, single[j], at[j], j)
             fine = fine & ok
-            new_hull, single[j] = barrier((new_hull, single[j]))
+            new_hull, single[j] = barrier((new_hull, single[j]), go)
         new_legs = both(*single)
         hull = jax.tree.map(lambda a, b: jnp.where(done, a, b), hull, new_hull)
         legs = jax.tree.map(lambda a, b: jnp.where(done[None], a, b), legs, new_legs)
@@ -410,112 +422,19 @@ def _position_sweeps(hull, legs, manifolds, at, num_sweeps):
     return hull, legs, done
 
 
-def _impacts(world, start, terrain, solver):
-    """Continuous collision of the legs, from poses start (leg, ...) to those of the world.
+class _Phase(NamedTuple):
+    """Between the phases of a step: see `full_step`. (leg, ...) unless said otherwise."""
 
-    A leg that comes too close to the ground on its way is put where that happens; there it is
-    pushed out and its velocity is corrected, by its contacts alone; then it does what is left of
-    the step. The joint hears of it in the next step.
-    """
-    vertices = LEG_VERTICES
-
-    def is_running(carry):
-        count, _, _, _, _, again = carry
-        return (count < solver.impacts) & jnp.any(again)
-
-    def collide_once(carry):
-        count, world, start, alpha0, disabled, again = carry
-        pairs = world.pairs
-        wanted = again[None] & (pairs.edge >= 0) & ~disabled
-        edge = edge_at(terrain, pairs.edge)
-        t, hit = _contacts.time_of_impact(edge, _slots(start), _slots(world.leg), vertices, wanted)
-        alpha = jnp.where(hit, alpha0[None] + (1.0 - alpha0[None]) * t, 1.0)
-        happens = hit & (alpha < 1.0 - 10.0 * np.finfo(np.float32).eps)
-        first_is_0 = ~(alpha[1] < alpha[0])  # among equals the newer
-        happens_leg = happens[0] | happens[1]
-        alpha = jnp.minimum(alpha[0], alpha[1])
-        beta = (alpha - alpha0) / (1.0 - alpha0)
-        pose = jax.tree.map(lambda a, b: a + beta * (b - a), start, world.leg)
-        pose = barrier(pose)
-        is_first = stack(first_is_0, ~first_is_0) & happens_leg[None]
-
-        manifold = _contacts.collide(edge, _slots(pose), vertices)
-        manifold = barrier(manifold)
-        first_touches = jnp.where(first_is_0, manifold.valid[0, 0], manifold.valid[0, 1])
-        exists = pairs.edge >= 0
-        others = ~is_first & happens_leg[None] & first_touches[None] & exists
-        # the pair that hit is heard of first, then the other
-        heard = stack(is_first, others)
-        pairs, flag = jax.lax.fori_loop(
-            0, 2, lambda i, c: _update(c[0], manifold, heard[i], c[1]), (pairs, world.flag)
-        )
-        disabled = (disabled & ~others) | (is_first & ~first_touches[None])
-        active = happens_leg & first_touches
-        in_island = (is_first | others) & active[None]
-        manifold = manifold._replace(valid=manifold.valid & in_island[None])
-
-        # the pair that hit comes first
-        def first_in_front(name, leaf):
-            other = leaf[:, ::-1] if name in _OF_POINTS else leaf[::-1]
-            extra = leaf.ndim - first_is_0.ndim
-            return jnp.where(first_is_0.reshape((1,) * extra + first_is_0.shape), leaf, other)
-
-        manifold = barrier(
-            Manifold(**{n: first_in_front(n, leaf) for n, leaf in manifold._asdict().items()})
-        )
-        slots = [_slot(manifold, 0), _slot(manifold, 1)]
-
-        def is_deep(carry):
-            count, _, done = carry
-            return (count < 20) & ~jnp.all(done)
-
-        def push_out(carry):
-            count, pose, done = carry
-            new, fine = pose, jnp.ones_like(done)
-            for m in slots:
-                new, least = correct_contact(m, new, np.float32(0.75))
-                fine = fine & (least >= -1.5 * LINEAR_SLOP)
-                new = barrier(new)
-            pose = jax.tree.map(lambda a, b: jnp.where(done, a, b), pose, new)
-            return count + 1, pose, done | fine
-
-        _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
-        contact = barrier(_contacts.make_contact(manifold, _slots(pose)))
-        impulse = jnp.zeros((4, *pose.x.shape), jnp.float32)
-        go = _rigid_body.always(pose.x)
-
-        def is_unsettled(carry):
-            count, _, _, settled = carry
-            return (count < solver.velocity_sweeps) & ~settled
-
-        def settle(carry):
-            count, velocity, impulse, _ = carry
-            velocity, new = _contact_sweep(go, contact, velocity, impulse)
-            same = jnp.all(new[0] == impulse[0]) & jnp.all(new[1] == impulse[1])
-            return count + 1, velocity, new, same
-
-        carry = (jnp.int32(0), stack(*world.leg_velocity), (impulse, impulse), jnp.bool_(False))
-        velocity = Velocity(*jax.lax.while_loop(is_unsettled, settle, carry)[1])
-        end, velocity = _rigid_body.move(pose, velocity, (1.0 - alpha) * DT)
-        end, velocity, new_start = jax.tree.map(
-            lambda new, old: jnp.where(active, new, old),
-            (end, velocity, pose),
-            (world.leg, world.leg_velocity, start),
-        )
-        box, moved = grow_boxes(world.box, new_start, end)
-        moved = moved & active
-        box = jnp.where(active[None], box, world.box)
-        pairs = find_pairs(pairs, box, moved, terrain)
-        alpha0 = jnp.where(active, alpha, alpha0)
-        world = world._replace(leg=end, leg_velocity=velocity, pairs=pairs, flag=flag, box=box)
-        world, start = barrier((world, new_start))
-        return count + 1, world, start, alpha0, disabled, happens_leg
-
-    alpha0 = jnp.zeros_like(world.leg.x)
-    disabled = jnp.zeros(world.pairs.edge.shape, bool)
-    awake = stack(world.awake, world.awake)
-    carry = (jnp.int32(0), world, start, alpha0, disabled, awake)
-    return jax.lax.while_loop(is_running, collide_once, carry)[1]
+    count: Array  # () int32 of phases done
+    world: World
+    start: Pose  # of the legs' motion that is looked at
+    pose: Pose  # where the legs are when they meet the ground
+    alpha0: Array  # share of the step done at start
+    alpha: Array  # and at pose
+    meets: Array  # bool (slot, leg, ...): the pairs that count at pose
+    newer_first: Array  # bool: of two pairs slot 0 is the one that meets
+    happens: Array  # bool: there is a meeting
+    disabled: Array  # bool (slot, leg, ...): pairs that are through with
 
 
 def full_step(
@@ -531,92 +450,208 @@ def full_step(
 
     terrain: heights (11, ...) [m] at x = 0, 2, ..., 20; gravity (...) [m/s^2], negative: downward;
     force (...) [N] and torque [N m] on the hull.
+
+    It has phases, which find and count contacts in the same way, so that this is compiled once. In
+    phase 0 the legs meet the ground at the poses of before the step, and all is solved. The others
+    are continuous collision: a leg that comes too close to the ground on its way is put where that
+    happens; there it is pushed out and its velocity is corrected, by its contacts alone; then it
+    does what is left of the step. The joint hears of it in the next step.
     """
-    # contacts at the poses of before the step
-    wanted = world.pairs.edge >= 0
-    alive = overlaps(world.box, terrain, world.pairs.edge)
-    pairs, flag = world.pairs, world.flag
-    edge = edge_at(terrain, pairs.edge)
-    manifold = _contacts.collide(edge, _slots(world.leg), LEG_VERTICES)
-    manifold = barrier(manifold)
-    # a pair whose boxes are apart is dropped, in its turn: as if it touched no more
-    manifold = manifold._replace(valid=manifold.valid & alive[None])
-    pairs, flag = _update(pairs, manifold, wanted, flag)
-    gone = wanted & ~alive
-    pairs = _keep(~gone, pairs)
-    keep_order = ~(gone[0] & (pairs.edge[1] >= 0))
-    manifold = manifold._replace(valid=manifold.valid & wanted[None])
-    slots = [_slot(manifold, 0), _slot(manifold, 1)]
+    go = always(terrain)
+    falls = DT * gravity, DT * (gravity + HULL_INV_MASS * force_y)
 
-    # velocities
-    hull_velocity = Velocity(
-        world.hull_velocity.x + DT * (HULL_INV_MASS * force_x),
-        world.hull_velocity.y + DT * (gravity + HULL_INV_MASS * force_y),
-        world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
+    def solve(world, _, manifold, contact, __):
+        """Phase 0: a world after its step, but for what its legs come near to."""
+        hull_velocity = Velocity(
+            world.hull_velocity.x + DT * (HULL_INV_MASS * force_x),
+            world.hull_velocity.y + falls[1],
+            world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
+        )
+        legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + falls[0][None])
+        for slot in (0, 1):
+            of_slot = _slot(contact, slot)
+            solved = of_slot.tangent_mass > 0.0
+            impulse = jax.tree.map(lambda a, s=slot: a[:, s], world.pairs.impulse)
+            impulse = jax.tree.map(lambda a, c=solved: jnp.where(c, a, 0.0), impulse)
+            legs_velocity = _contacts.apply_contact(of_slot, legs_velocity, *impulse)
+        joint, joint_impulse = _start_joints(world, go)
+        hull_velocity, legs_velocity = barrier((hull_velocity, legs_velocity), go)
+        hull_velocity, legs_velocity = _start_warm(
+            joint, joint_impulse, hull_velocity, legs_velocity, go
+        )
+        hull_velocity, legs_velocity, joint_impulse, impulse = _velocity_sweeps(
+            go,
+            hull_velocity,
+            legs_velocity,
+            joint,
+            joint_impulse,
+            contact,
+            world.pairs.impulse,
+            solver.velocity_sweeps,
+        )
+        hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
+        legs, legs_velocity = _rigid_body.move(world.leg, legs_velocity, DT)
+        hull, legs, corrected = _position_sweeps(
+            go, hull, legs, manifold, joint.at, solver.position_sweeps
+        )
+        slow = _rigid_body.is_slow(legs_velocity)
+        slow = slow[0] & slow[1] & _rigid_body.is_slow(hull_velocity)
+        slow_steps = jnp.where(slow, world.slow_steps + 1, 0)
+        awake = ~((slow_steps >= SLEEP_STEPS) & corrected)
+        touches = _hull_touches(world.hull, hull, terrain, awake, go)
+        return world._replace(
+            hull=hull,
+            leg=legs,
+            hull_velocity=jax.tree.map(lambda a: jnp.where(awake, a, 0.0), hull_velocity),
+            leg_velocity=jax.tree.map(lambda a: jnp.where(awake[None], a, 0.0), legs_velocity),
+            joint=joint_impulse,
+            pairs=world.pairs._replace(impulse=impulse),
+            slow_steps=slow_steps,
+            game_over=world.game_over | touches,
+            awake=awake,
+        )
+
+    def settle(world, pose, _, contact, rest):
+        """Later phases: the legs after the rest of their step [s] from a pose at the ground."""
+
+        def is_unsettled(carry):
+            count, _, _, settled = carry
+            return (count < solver.velocity_sweeps) & ~settled
+
+        def sweep(carry):
+            count, velocity, impulse, _ = carry
+            velocity, new = _contact_sweep(go, contact, velocity, impulse)
+            same = jnp.all(new[0] == impulse[0]) & jnp.all(new[1] == impulse[1])
+            return count + 1, velocity, new, same
+
+        impulse = jnp.zeros((4, *pose.x.shape), jnp.float32)
+        carry = (jnp.int32(0), stack(*world.leg_velocity), (impulse, impulse), jnp.bool_(False))
+        velocity = Velocity(*jax.lax.while_loop(is_unsettled, sweep, carry)[1])
+        legs, velocity = _rigid_body.move(pose, velocity, rest)
+        return world._replace(leg=legs, leg_velocity=velocity)
+
+    def run(carry):
+        count, world, start, pose, alpha0, alpha, meets, newer_first, happens, disabled = carry
+        is_first = count == 0
+        exists = world.pairs.edge >= 0
+        edge = edge_at(terrain, world.pairs.edge)
+        manifold = barrier(_contacts.collide(edge, _slots(pose), LEG_VERTICES, go), go)
+        # a pair whose boxes are apart is dropped, in its turn: as if it touched no more
+        alive = overlaps(world.box, terrain, world.pairs.edge) | ~is_first
+        manifold = manifold._replace(valid=manifold.valid & alive[None])
+        # the pair that meets is heard of first, then the other
+        touches = jnp.where(newer_first, manifold.valid[0, 0], manifold.valid[0, 1])
+        others = ~meets & happens[None] & touches[None] & exists
+        heard = stack(meets, others)
+        pairs, flag = jax.lax.fori_loop(
+            0,
+            2,
+            lambda i, c: _update(c[0], manifold, heard[i], c[1], go),
+            (world.pairs, world.flag),
+        )
+        gone = exists & ~alive
+        pairs = _keep(~gone, pairs)
+        has_gap = gone[0] & (pairs.edge[1] >= 0)
+        disabled = (disabled & ~others) | (meets & ~touches[None] & ~is_first)
+        active = happens & touches & ~is_first
+        counts = (meets | others) & (active | is_first)[None]
+        manifold = manifold._replace(valid=manifold.valid & counts[None])
+
+        # the pair that meets comes first
+        def in_front(name, leaf):
+            other = leaf[:, ::-1] if name in _OF_POINTS else leaf[::-1]
+            return jnp.where(newer_first[(None,) * (leaf.ndim - newer_first.ndim)], leaf, other)
+
+        manifold = Manifold(**{n: in_front(n, leaf) for n, leaf in manifold._asdict().items()})
+        manifold = barrier(manifold, go)
+
+        def is_deep(carry):
+            count, _, done = carry
+            return (count < 20) & ~jnp.all(done)
+
+        def push_out(carry):
+            count, pose, done = carry
+            new, least = _correct_contacts(manifold, pose, np.float32(0.75))
+            pose = jax.tree.map(lambda a, b: jnp.where(done, a, b), pose, new)
+            return count + 1, pose, done | (least >= -1.5 * LINEAR_SLOP)
+
+        _, pose, _ = jax.lax.while_loop(is_deep, push_out, (jnp.int32(0), pose, ~active))
+        contact = barrier(_contacts.make_contact(manifold, _slots(pose)), go)
+        before = world._replace(pairs=pairs, flag=flag)
+        world = jax.lax.cond(
+            is_first, solve, settle, before, pose, manifold, contact, (1.0 - alpha) * DT
+        )
+        keep = ~(active | is_first)
+        legs, velocity = jax.tree.map(
+            lambda new, old: jnp.where(keep, old, new),
+            (world.leg, world.leg_velocity),
+            (before.leg, before.leg_velocity),
+        )
+        start = jax.tree.map(lambda new, old: jnp.where(active, new, old), pose, start)
+
+        # new pairs; first close the gap that a dropped one has left
+        box, moved = grow_boxes(world.box, start, legs)
+        box = jnp.where(keep[None], world.box, box)
+        pairs = _exchange(has_gap, world.pairs)
+        pairs = find_pairs(pairs, box, moved & ~keep, terrain)
+        world = world._replace(leg=legs, leg_velocity=velocity, pairs=pairs, box=box)
+        world, start = barrier((world, start), go)
+
+        # the next meeting on the way of the legs that had one; after phase 0, of all
+        alpha0 = jnp.where(active, alpha, alpha0)
+        again = jnp.where(is_first, world.awake[None], happens) & (count < solver.impacts)
+        wanted = again[None] & (world.pairs.edge >= 0) & ~disabled
+        t, hit = _contacts.time_of_impact(
+            edge_at(terrain, world.pairs.edge),
+            _slots(start),
+            _slots(world.leg),
+            LEG_VERTICES,
+            wanted,
+            go,
+        )
+        alpha = jnp.where(hit, alpha0[None] + (1.0 - alpha0[None]) * t, 1.0)
+        happens = hit & (alpha < 1.0 - 10.0 * np.finfo(np.float32).eps)
+        newer_first = ~(alpha[1] < alpha[0])  # among equals the newer
+        happens = happens[0] | happens[1]
+        alpha = jnp.minimum(alpha[0], alpha[1])
+        beta = (alpha - alpha0) / (1.0 - alpha0)
+        pose = jax.tree.map(lambda a, b: a + beta * (b - a), start, world.leg)
+        pose = barrier(pose, go)
+        meets = stack(newer_first, ~newer_first) & happens[None]
+        return _Phase(
+            count + 1,
+            world,
+            start,
+            pose,
+            alpha0,
+            alpha,
+            meets,
+            newer_first,
+            happens,
+            disabled,
+        )
+
+    zero = jnp.zeros_like(world.leg.x)
+    yes = jnp.ones(zero.shape, bool)
+    carry = _Phase(
+        count=jnp.int32(0),
+        world=world,
+        start=world.leg,
+        pose=world.leg,
+        alpha0=zero,
+        alpha=zero,
+        meets=world.pairs.edge >= 0,
+        newer_first=yes,
+        happens=yes,
+        disabled=jnp.zeros(world.pairs.edge.shape, bool),
     )
-    legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    contact = barrier(_contacts.make_contact(manifold, _slots(world.leg)))
-    for slot in (0, 1):
-        of_slot = _slot(contact, slot)
-        solved = of_slot.tangent_mass > 0.0
-        impulse = jax.tree.map(lambda a, s=slot: a[:, s], pairs.impulse)
-        impulse = jax.tree.map(lambda a, c=solved: jnp.where(c, a, 0.0), impulse)
-        legs_velocity = _contacts.apply_contact(of_slot, legs_velocity, *impulse)
-    joint, joint_impulse = _start_joints(world)
-    hull_velocity, legs_velocity = barrier((hull_velocity, legs_velocity))
-    hull_velocity, legs_velocity = _start_warm(joint, joint_impulse, hull_velocity, legs_velocity)
-    hull_velocity, legs_velocity, joint_impulse, impulse = _velocity_sweeps(
-        hull_velocity,
-        legs_velocity,
-        joint,
-        joint_impulse,
-        contact,
-        pairs.impulse,
-        solver.velocity_sweeps,
-    )
-    pairs = pairs._replace(impulse=impulse)
-
-    # poses
-    hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
-    legs_pose, legs_velocity = _rigid_body.move(world.leg, legs_velocity, DT)
-    hull, legs_pose, corrected = _position_sweeps(
-        hull, legs_pose, slots, joint.at, solver.position_sweeps
-    )
-
-    # sleep
-    slow = _rigid_body.is_slow(legs_velocity)
-    slow = slow[0] & slow[1] & _rigid_body.is_slow(hull_velocity)
-    slow_steps = jnp.where(slow, world.slow_steps + 1, 0)
-    awake = ~((slow_steps >= SLEEP_STEPS) & corrected)
-    hull_velocity = jax.tree.map(lambda a: jnp.where(awake, a, 0.0), hull_velocity)
-    legs_velocity = jax.tree.map(lambda a: jnp.where(awake[None], a, 0.0), legs_velocity)
-
-    # new pairs; first close the gap that a dropped one has left
-    pairs = _exchange(~keep_order, pairs)
-    box, moved = grow_boxes(world.box, world.leg, legs_pose)
-    pairs = find_pairs(pairs, box, moved, terrain)
-    start = world.leg
-    world = World(
-        hull=hull,
-        leg=legs_pose,
-        hull_velocity=hull_velocity,
-        leg_velocity=legs_velocity,
-        joint=joint_impulse,
-        pairs=pairs,
-        box=box,
-        slow_steps=slow_steps,
-        flag=flag,
-        game_over=world.game_over | _hull_touches(world.hull, hull, terrain, awake),
-        awake=awake,
-    )
-    world = barrier(world)
-    return _impacts(world, start, terrain, solver)
+    return jax.lax.while_loop(lambda c: (c.count == 0) | jnp.any(c.happens), run, carry).world
 
 
-def _hull_touches(before: Pose, after: Pose, terrain: Array, awake: Array) -> Array:
+def _hull_touches(before: Pose, after: Pose, terrain: Array, awake: Array, go: Array) -> Array:
     """Whether the hull is within the skins of the ground before, or stopped by it on the way."""
     poses = both(before, after)
-    distance = _contacts.distance(_hull_edges(poses, terrain), _slots(poses), HULL_VERTICES)
+    distance = _contacts.distance(_hull_edges(poses, terrain), _slots(poses), HULL_VERTICES, go)
     distance = jnp.minimum(distance[0], distance[1])
     stopped = distance[1] <= _contacts.TOI_TARGET - _contacts.TOI_TOLERANCE
     return (distance[0] <= _contacts.SKIN) | (stopped & awake)
@@ -635,23 +670,23 @@ class _Affine(NamedTuple):
 
     parts: Array
 
-    def after(self, first: "_Affine") -> "_Affine":
+    def after(self, first: "_Affine", go: Array) -> "_Affine":
         """This after the other."""
         a, b = self.parts, first.parts
         last = np.eye(5, dtype=np.float32)[4].reshape(1, 5, *[1] * (a.ndim - 2))
         product = a[:, 4, None] * last
         for k in range(4):
             product = product + a[:, k, None] * b[None, k]
-        return _Affine(barrier(product))
+        return _Affine(barrier(product, go))
 
-    def __call__(self, r: Array) -> Array:
+    def __call__(self, r: Array, go: Array) -> Array:
         out = self.parts[:, 4]
         for k in range(4):
             out = out + self.parts[:, k] * r[k][None]
-        return barrier(out)
+        return barrier(out, go)
 
 
-def _air_velocities(hull, legs, joints, impulses, num_sweeps):
+def _air_velocities(go, hull, legs, joints, impulses, num_sweeps):
     """What `_velocity_sweeps` gives in the air, by matrix powers: 8 instead of 180 steps.
 
     Without contacts and as long as no clamp changes its mind, a sweep is an affine map of the two
@@ -723,22 +758,22 @@ def _air_velocities(hull, legs, joints, impulses, num_sweeps):
 
     def sweep(error1, error0, speeds):
         """One sweep: the impulses of both joints, the errors of both."""
-        impulse1 = barrier(solve(1, error1, speeds[1]))
+        impulse1 = barrier(solve(1, error1, speeds[1]), go)
         error1 = plus(error1, own(joints[1], impulse1))
         error0 = plus(error0, response(joints[1], impulse1, joints[0]))
-        error0 = barrier(error0)
-        impulse0 = barrier(solve(0, error0, speeds[0]))
+        error0 = barrier(error0, go)
+        impulse0 = barrier(solve(0, error0, speeds[0]), go)
         error0 = plus(error0, own(joints[0], impulse0))
         error1 = plus(error1, response(joints[0], impulse0, joints[1]))
-        return impulse1, impulse0, barrier(error1), barrier(error0)
+        return impulse1, impulse0, barrier(error1, go), barrier(error0, go)
 
     speeds = _rigid_body.MOTOR_SPEED
-    first1, first0 = barrier((errors(1), errors(0)))
+    first1, first0 = barrier((errors(1), errors(0)), go)
     impulse1, impulse0, error1, error0 = sweep(first1, first0, speeds)
     # the map: what it makes of 0 (the offset) and of the four unit errors
     shape = hull.x.shape
     unit = np.eye(5, dtype=np.float32).reshape(5, 5, *[1] * len(shape))
-    unit = barrier(jnp.broadcast_to(unit, (5, 5, *shape)))
+    unit = barrier(jnp.broadcast_to(unit, (5, 5, *shape)), go)
     zero = jnp.zeros((5, *shape), jnp.float32)
     only = unit[4]  # the motor's speed counts in the offset
     _, _, after1, after0 = sweep(
@@ -752,21 +787,21 @@ def _air_velocities(hull, legs, joints, impulses, num_sweeps):
         """Go on by 2^i sweeps if that is part of the number; then double the step."""
         power, total, state, summed = carry
         goes = ((num_sweeps - 1) >> i) & 1 == 1
-        summed = jnp.where(goes, summed + total(state), summed)
-        state = jnp.where(goes, power(state), state)
-        total = _Affine(total.parts + total.after(power).parts)
-        return power.after(power), total, state, summed
+        summed = jnp.where(goes, summed + total(state, go), summed)
+        state = jnp.where(goes, power(state, go), state)
+        total = _Affine(total.parts + total.after(power, go).parts)
+        return power.after(power, go), total, state, summed
 
-    carry = barrier((once, _Affine(unit[:4]), start, jnp.zeros_like(start)))
+    carry = barrier((once, _Affine(unit[:4]), start, jnp.zeros_like(start)), go)
     carry = jax.lax.fori_loop(0, (num_sweeps - 1).bit_length(), double, carry)
-    summed = barrier(carry[3])
+    summed = barrier(carry[3], go)
 
     n = np.float32(num_sweeps - 1)
     sum1 = (summed[0], summed[1], summed[2])
     more1 = solve(1, sum1, n * speeds[1])
     sum0 = plus((summed[3], 0.0, 0.0), response(joints[1], more1, joints[0]))
     more0 = solve(0, sum0, n * speeds[0])
-    change = {1: barrier(plus(impulse1, more1)), 0: barrier(plus(impulse0, more0))}
+    change = {1: barrier(plus(impulse1, more1), go), 0: barrier(plus(impulse0, more0), go)}
     firsts = {1: impulse1, 0: impulse0}
     # what the motor saw in each sweep, summed
     seen1 = first1[0] + summed[0]
@@ -825,29 +860,30 @@ def air_step(
     sweep is enough, and the lander is not about to fall asleep. 1: it does not apply. 2: neither,
     and a leg touches the ground or is about to, which makes the loops of `full_step` long.
     """
+    go = always(terrain)
     hull_velocity = Velocity(
         world.hull_velocity.x + DT * (HULL_INV_MASS * force_x),
         world.hull_velocity.y + DT * (gravity + HULL_INV_MASS * force_y),
         world.hull_velocity.w + DT * (HULL_INV_INERTIA * torque),
     )
     legs_velocity = world.leg_velocity._replace(y=world.leg_velocity.y + (DT * gravity)[None])
-    joint, impulse = _start_joints(world)
-    hull_velocity, legs_velocity = _start_warm(joint, impulse, hull_velocity, legs_velocity)
+    joint, impulse = _start_joints(world, go)
+    hull_velocity, legs_velocity = _start_warm(joint, impulse, hull_velocity, legs_velocity, go)
     joints, legs, impulses = (
         [leg(both_legs, j) for j in (0, 1)] for both_legs in (joint, legs_velocity, impulse)
     )
     hull_velocity, legs, impulses, fine = _air_velocities(
-        hull_velocity, legs, joints, impulses, EXACT.velocity_sweeps
+        go, hull_velocity, legs, joints, impulses, EXACT.velocity_sweeps
     )
-    hull_velocity, legs, impulses, fine = barrier((hull_velocity, legs, impulses, fine))
+    hull_velocity, legs, impulses, fine = barrier((hull_velocity, legs, impulses, fine), go)
 
     hull, hull_velocity = _rigid_body.move(world.hull, hull_velocity, DT)
     legs_pose, legs_velocity = _rigid_body.move(world.leg, both(*legs), DT)
-    hull, legs_pose = barrier((hull, legs_pose))
+    hull, legs_pose = barrier((hull, legs_pose), go)
     poses = [leg(legs_pose, 0), leg(legs_pose, 1)]
     for j in (1, 0):
         hull, poses[j], ok = _rigid_body.correct_joint(hull, poses[j], joints[j].at, j)
-        hull, poses[j] = barrier((hull, poses[j]))
+        hull, poses[j] = barrier((hull, poses[j]), go)
         fine = fine & ok
     legs_pose = both(*poses)
 
@@ -907,9 +943,9 @@ def _pack(arrays: Any) -> Array:
 
 
 def _unpack(rows: Array, like: Any) -> Any:
-    """The inverse of `_pack`; like: the pytree of arrays (..., any number of lanes)."""
+    """The inverse of `_pack`: rows (F, ...) as pytree; like: the leaves of one scene."""
     leaves, treedef = jax.tree.flatten(like)
-    num = [int(np.prod(leaf.shape[:-1])) for leaf in leaves]
+    num = [leaf.size for leaf in leaves]
     blocks, taken = {}, 0
     for name, dtype in sorted({str(leaf.dtype): leaf.dtype for leaf in leaves}.items()):
         size = sum(n for n, leaf in zip(num, leaves, strict=True) if leaf.dtype == dtype)
@@ -917,25 +953,30 @@ def _unpack(rows: Array, like: Any) -> Any:
         taken += size
     out, used = list(leaves), dict.fromkeys(blocks, 0)
     for i in _by_type(leaves):
-        name, shape = str(leaves[i].dtype), leaves[i].shape[:-1]
+        name, shape = str(leaves[i].dtype), leaves[i].shape
         part = blocks[name][used[name] : used[name] + num[i]]
-        out[i] = part.reshape(*shape, rows.shape[-1])
+        out[i] = part.reshape(*shape, *rows.shape[1:])
         used[name] += num[i]
     return jax.tree.unflatten(treedef, out)
 
 
 @functools.cache
-def _make_step(solver: Solver) -> Callable[..., World]:
-    """The step of many scenes, (..., lanes): cheap for those in the air, in full for the others."""
+def _make_step(solver: Solver) -> Callable[..., Array]:
+    """The step of many scenes, (..., lanes): cheap for those in the air, in full for the others.
+
+    It returns a packed world: one array to lay out anew instead of thirty.
+    """
 
     @jax.custom_batching.custom_vmap
     def step(*args):
-        air, lacking = barrier(air_step(*args))
+        go = always(args[1])
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype), args)
+        before = barrier(_pack(args), go)
+        air, lacking = barrier(air_step(*_unpack(before, like)), go)
         num_lanes = lacking.shape[0]
         size = min(max(num_lanes // CHUNK // 8 * 8, CHUNK), num_lanes)
         order = jnp.argsort(-lacking)  # those alike together: a chunk waits for its slowest
         num_left = jnp.sum(lacking > 0)
-        before = barrier(_pack(args))
 
         def is_running(carry):
             return carry[0] < num_left
@@ -944,49 +985,39 @@ def _make_step(solver: Solver) -> Callable[..., World]:
             first, after = carry
             # the last chunk overlaps the one before, or lanes that need it not: to no harm
             index = jax.lax.dynamic_slice(order, [first], [size])
-            lanes = barrier(before.at[:, index].get(mode="promise_in_bounds"))
-            full = full_step(*_unpack(lanes, args), solver=solver)
-            rows = barrier(_pack(full))
+            lanes = barrier(before.at[:, index].get(mode="promise_in_bounds"), go)
+            full = full_step(*_unpack(lanes, like), solver=solver)
+            rows = barrier(_pack(full), go)
             rows = jnp.where(lacking[index] > 0, rows, after[:, index])
             after = after.at[:, index].set(rows, mode="promise_in_bounds", unique_indices=True)
             return first + size, after
 
-        carry = (jnp.int32(0), barrier(_pack(air)))
-        _, after = jax.lax.while_loop(is_running, some, carry)
-        return _unpack(after, air)
+        carry = (jnp.int32(0), barrier(_pack(air), go))
+        return jax.lax.while_loop(is_running, some, carry)[1]
+
+    def all_batched(axis_size, in_batched, args):
+        def batched(leaf, is_batched):
+            return leaf if is_batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+
+        return jax.tree.map(batched, args, tuple(in_batched))
 
     @step.def_vmap
     def more_lanes(axis_size, in_batched, *args):
-        def flat(leaf, is_batched):
-            if not is_batched:
-                leaf = jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+        def flat(leaf):
             leaf = jnp.moveaxis(leaf, 0, -2)
             return leaf.reshape(*leaf.shape[:-2], -1)
 
-        out = step(*jax.tree.map(flat, args, tuple(in_batched)))
-
-        def unflat(leaf):
-            leaf = leaf.reshape(*leaf.shape[:-1], axis_size, -1)
-            return jnp.moveaxis(leaf, -2, 0)
-
-        out = jax.tree.map(unflat, out)
-        return out, jax.tree.map(lambda _: True, out)
+        out = step(*jax.tree.map(flat, all_batched(axis_size, in_batched, args)))
+        return jnp.moveaxis(out.reshape(len(out), axis_size, -1), 1, 0), True
 
     @jax.custom_batching.custom_vmap
     def single(*args):
-        out = step(*jax.tree.map(lambda leaf: leaf[..., None], args))
-        return jax.tree.map(lambda leaf: leaf[..., 0], out)
+        return step(*jax.tree.map(lambda leaf: leaf[..., None], args))[..., 0]
 
     @single.def_vmap
     def lanes(axis_size, in_batched, *args):
-        def last(leaf, is_batched):
-            if not is_batched:
-                leaf = jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
-            return jnp.moveaxis(leaf, 0, -1)
-
-        out = step(*jax.tree.map(last, args, tuple(in_batched)))
-        out = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), out)
-        return out, jax.tree.map(lambda _: True, out)
+        args = all_batched(axis_size, in_batched, args)
+        return step(*jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), args)).T, True
 
     return single
 
@@ -1011,4 +1042,4 @@ def step(
     """
     args = (terrain, gravity, force_x, force_y, torque)
     args = tuple(jnp.asarray(a, jnp.float32) for a in args)
-    return _make_step(solver)(world, *args)
+    return _unpack(_make_step(solver)(world, *args), world)

@@ -99,15 +99,17 @@ class Joint(NamedTuple):
     at: Array
 
 
-def barrier(quantity: Any) -> Any:
+def barrier(quantity: Any, go: Array | None = None) -> Any:
     """Make XLA compute and store a pytree of arrays here.
 
     Left alone, its CPU compiler fuses what follows with what precedes and computes it anew for each
     of its uses, at worst exponentially often. It (jaxlib 0.10) looks through
-    `jax.lax.optimization_barrier`, but not through a branch that only the data decide.
+    `jax.lax.optimization_barrier`, but not through a branch that only the data decide: go, see
+    `always`. Shared by many, it is computed once; without it the quantity serves.
     """
     leaves, treedef = jax.tree.flatten(quantity)
-    probe = next(a for a in leaves if a.dtype == jnp.float32 or a.dtype == jnp.int32)
+    if go is None:
+        go = always(next(a for a in leaves if a.dtype == jnp.float32 or a.dtype == jnp.int32))
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
@@ -122,7 +124,7 @@ def barrier(quantity: Any) -> Any:
             out[0] = jnp.zeros_like(out[0])
         return out
 
-    leaves = jax.lax.cond(always(probe), lambda leaves: list(leaves), never, leaves)
+    leaves = jax.lax.cond(go, lambda leaves: list(leaves), never, leaves)
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -132,14 +134,12 @@ def always(array: Array) -> Array:
     return (bits | 1) != 0
 
 
-def stage(go: Array, function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args), computed as a whole before what follows: see `barrier`. go: `always`."""
-    shapes = jax.eval_shape(function, *args)
+def stage(go: Array, function: Callable[..., Array], otherwise: Array, *args: Any) -> Array:
+    """function(otherwise, *args), computed as a whole before what follows: see `barrier`.
 
-    def never(*_):
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    return jax.lax.cond(go, function, never, *args)
+    go: `always`. otherwise: has the shape of what comes out, so it would do if `go` were false.
+    """
+    return jax.lax.cond(go, function, lambda otherwise, *_: otherwise, otherwise, *args)
 
 
 def stack(*parts: Array) -> Array:
