@@ -139,8 +139,18 @@ class MarsRover(environment.Environment[EnvState, EnvParams]):
     def step_env(
         self, key: jax.Array, state: EnvState, action: Any, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """One step; a step after the end pays nothing."""
-        action = jnp.clip(jnp.asarray(action).astype(jnp.int32), LEFT, RIGHT)
+        """One step; a step after the end pays nothing.
+
+        Raises:
+            ValueError: the action is not one integer.
+        """
+        action = jnp.asarray(action)
+        if action.shape != () or not jnp.issubdtype(action.dtype, jnp.integer):
+            raise ValueError(
+                f"action of shape {action.shape} and type {action.dtype} must be one integer, "
+                "0 or 1, for MarsRover-v0"
+            )
+        action = jnp.clip(action, LEFT, RIGHT).astype(jnp.int32)
         misstep = jax.random.uniform(key) < params.misstep_prob
         direction = jnp.where(misstep, RIGHT - action, action) * 2 - 1
         is_last = jnp.asarray(self._terminal_mask())[state.position]

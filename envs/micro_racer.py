@@ -158,8 +158,19 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
     def step_env(
         self, key: jax.Array, state: EnvState, action: Any, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """One step of dt; deterministic, `key` is not used."""
-        action = jnp.asarray(action, jnp.float32)
+        """One step of dt; deterministic, `key` is not used.
+
+        Raises:
+            ValueError: the action is not two real numbers.
+        """
+        action = jnp.asarray(action)
+        is_real = jnp.issubdtype(action.dtype, jnp.floating)
+        if action.shape != (2,) or not (is_real or jnp.issubdtype(action.dtype, jnp.integer)):
+            raise ValueError(
+                f"action of shape {action.shape} and type {action.dtype} must be two real numbers, "
+                "[acceleration, turn], for MicroRacer-v0"
+            )
+        action = action.astype(jnp.float32)
         action = jnp.where(jnp.isnan(action), 0.0, action)
         action = jnp.clip(action, -params.action_limit, params.action_limit)
 
@@ -258,8 +269,10 @@ class MicroRacer(environment.Environment[EnvState, EnvParams]):
     def observation_space(self, params: EnvParams) -> spaces.Box:
         """True, finite bounds: the longest chord of the ring, full throttle for a whole episode."""
         furthest = reading(jnp.int32(MAX_COUNT))
-        gain = params.dt * params.max_acceleration * params.action_limit
-        fastest = 1.001 * (params.initial_speed_max + gain * params.max_steps_in_episode)
+        gain = jnp.asarray(params.dt * params.max_acceleration)
+        gain = jnp.where(gain > 0, gain * params.action_limit, 0.0)  # the limit may be infinite
+        at_start = jnp.maximum(params.initial_speed_min, params.initial_speed_max)
+        fastest = 1.001 * (at_start + gain * params.max_steps_in_episode)
         fastest = jnp.asarray(fastest, jnp.float32)
         if self.observation == "lidar":
             high = jnp.stack([furthest] * NUM_RAYS + [fastest])

@@ -1,9 +1,14 @@
 """Checks of a configuration, in words, before anything is compiled."""
 
+import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
+from jax.core import Tracer
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
@@ -13,27 +18,44 @@ def check_count(name: str, value: Any, minimum: int = 1) -> None:
 
 
 def check_real(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
-    """Raise ValueError unless `value` is finite and low <= value <= high (low < value if `above`).
+    """Raise ValueError unless `value` is a finite number and low <= value <= high (low < value if
+    `above`).
 
-    Only Python numbers are looked at: under `vmap` over a config its reals are traced.
+    A traced one is not looked at: under `vmap` over a config its reals are.
     """
-    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+    if isinstance(value, Tracer):
         return
-    inside = low < value <= high if above else low <= value <= high  # False for NaN
-    if not (inside and math.isfinite(value)):
+    number = value
+    if isinstance(value, np.ndarray | jax.Array) and value.shape == ():
+        number = value.item()
+    is_number = isinstance(number, int | float | np.integer | np.floating)
+    is_number = is_number and not isinstance(number, bool)
+    # chained comparisons are False for NaN
+    inside = is_number and (low < number <= high if above else low <= number <= high)
+    if not inside or abs(number) > FLOAT32_MAX:
         left, right = "(" if above else "[", "]" if math.isfinite(high) else ")"
-        raise ValueError(f"{name} = {value!r} must lie in {left}{low}, {high}{right}")
+        verb = "lie" if is_number else "be a number"
+        fit = " and fit into float32" if inside and number != math.inf else ""
+        raise ValueError(f"{name} = {value!r} must {verb} in {left}{low}, {high}{right}{fit}")
+
+
+def check_flags(config: Any) -> None:
+    """Raise ValueError unless each field of a dataclass whose default is a bool is one."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{field.name} = {value!r} must be True or False")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, choices))}")
 
 
 def check_widths(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a tuple of positive layer widths."""
     if not isinstance(value, tuple) or not all(
-        isinstance(width, int) and width > 0 for width in value
+        isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in value
     ):
         raise ValueError(f"{name} = {value!r} must be a tuple of positive integers, e.g. (64, 64)")

@@ -23,7 +23,7 @@ import optax
 from flax import struct
 
 from jaxrl import normalize, prioritized, replay, rollout, spaces
-from jaxrl.checks import check_count, check_real
+from jaxrl.checks import check_count, check_flags, check_real
 from jaxrl.normalize import RunningStats
 from jaxrl.prioritized import Priorities
 from jaxrl.replay import Batch, Replay
@@ -119,6 +119,7 @@ def check_config(config: Settings) -> None:
         check_count(name, getattr(config, name))
     check_count("learning_starts", config.learning_starts, minimum=0)
     check_real("gamma", config.gamma, 0.0, 1.0)
+    check_flags(config)
     if config.total_steps >= 2**31:
         raise ValueError(f"total_steps = {config.total_steps} must be below 2**31 = {2**31}")
     if config.num_steps % config.train_every:

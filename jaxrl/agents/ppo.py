@@ -22,7 +22,7 @@ import optax
 from flax import struct
 
 from jaxrl import normalize, rollout, spaces
-from jaxrl.checks import check_choice, check_count, check_real, check_widths
+from jaxrl.checks import check_choice, check_count, check_flags, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, PolicyNet, ValueNet
 from jaxrl.normalize import RunningStats
 from jaxrl.returns import gae
@@ -175,6 +175,7 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
             f"num_minibatches = {config.num_minibatches} leaves minibatches of one step, whose "
             "advantage cannot be normalised: lower it or set normalize_advantage = False"
         )
+    check_flags(config)
     check_real("learning_rate", config.learning_rate, 0.0, math.inf, above=True)
     check_real("gamma", config.gamma, 0.0, 1.0)
     check_real("gae_lambda", config.gae_lambda, 0.0, 1.0)

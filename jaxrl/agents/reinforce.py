@@ -32,7 +32,7 @@ import optax
 from flax import struct
 
 from jaxrl import normalize, rollout, spaces
-from jaxrl.checks import check_choice, check_count, check_real, check_widths
+from jaxrl.checks import check_choice, check_count, check_flags, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, PolicyNet, ValueNet
 from jaxrl.normalize import RunningStats
 from jaxrl.returns import gae
@@ -218,6 +218,7 @@ def check_config(config: Config, env: Env, env_params: Any) -> None:
             'baseline = "mean" needs two returns an update or more, but num_states = '
             f"{config.num_states}, num_envs * num_steps = {steps}: raise them"
         )
+    check_flags(config)
     check_real("learning_rate", config.learning_rate, 0.0, math.inf, above=True)
     check_real("value_learning_rate", config.value_learning_rate, 0.0, math.inf, above=True)
     check_real("gamma", config.gamma, 0.0, 1.0)
