@@ -147,8 +147,13 @@ def load_policy(path: str | Path) -> Callable[..., np.ndarray]:
 
 def _check_finite(tree: Any, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path)
+        name = jax.tree_util.keystr(path)
+        try:
+            is_finite = np.isfinite(leaf).all()
+        except TypeError:
+            kind = type(leaf).__name__
+            raise ValueError(f"{what}: {name} holds no numbers (a {kind})") from None
+        if not is_finite:
             raise ValueError(f"{what}: {name} holds numbers that are not finite (NaN or infinity)")
 
 

@@ -53,16 +53,30 @@ def test_every_bit_comes_back_and_keys_are_keys(tmp_path):
 
 
 def test_what_is_saved_is_the_state_before_it_was_donated(tmp_path):
+    """Also where it is donated before it is saved; and nothing keeps the buffer from being used."""
     double = jax.jit(lambda x: 2.0 * x, donate_argnums=0)
-    state = jnp.arange(100_000.0)
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in range(3):
-            checkpoints.save(step, {"x": state})
-            state = double(state)
-    assert restore(tmp_path, {"x": state}).state["x"][3] == 3.0 * 2**2
-    # and what was read may be donated as well
-    x = restore(tmp_path, {"x": state}).state["x"]
-    assert double(x)[3] == 3.0 * 2**3
+    counts = np.arange(1_000_000.0, dtype=np.float32)
+
+    def doubled(x):
+        place = x.unsafe_buffer_pointer()
+        after = jax.block_until_ready(double(x))
+        assert x.is_deleted()  # else the program has copied it: twice the memory
+        assert after.unsafe_buffer_pointer() == place  # and this has overwritten it
+        return after
+
+    x = jnp.array(counts)
+    with Checkpoints(tmp_path, keep=4) as checkpoints:
+        for step in range(2):  # as the scripts do
+            snapshot = checkpoint.to_host({"x": x})
+            x = doubled(x)
+            checkpoints.save(step, snapshot)
+        for step in range(2, 4):
+            checkpoints.save(step, {"x": x})
+            x = doubled(x)
+    for step in range(4):
+        found = restore(tmp_path, {"x": x}, step=step).state["x"]
+        np.testing.assert_array_equal(found, counts * 2**step)
+    doubled(found)  # what was read may be donated as well
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):

@@ -281,6 +281,19 @@ def _text(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) and value < 1e7 else f"{value:.4g}"
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read the summary of a run.
+
+    Raises:
+        ValueError: the file is none.
+        OSError: it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is no summary of a run") from None
+
+
 def model_card(summary: dict[str, Any], g_per_kwh: float | None) -> str:
     """The `co2_eq_emissions` block of a run, from its summary.
 

@@ -82,9 +82,7 @@ def prepare(argv: list[str]) -> Callable[[], int]:
     from train import _cost, _envs  # takes seconds (gymnax): wrong options are refused before
 
     if known.run is not None:
-        card = _cost.model_card(
-            json.loads((known.run / "summary.json").read_text()), options.g_per_kwh
-        )
+        card = _cost.model_card(_cost.read_summary(known.run / "summary.json"), options.g_per_kwh)
         return lambda: (known.model_card.write_text(f"---\n{card}---\n"), print(card, end=""), 0)[2]
 
     env, env_params = _envs.probe(options.env, env_kwargs)

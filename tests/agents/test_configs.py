@@ -202,7 +202,9 @@ def test_a_config_makes_a_program_or_is_refused_by_name(agent, env_id, made, dat
         train = module.make_train(module.Config(**settings), *made[env_id])
     except ValueError as refused:
         words = str(refused)
-        named = [n for n, v in settings.items() if f"{n} = {v!r}" in words or f'{n} = "{v}"' in words]
+        named = [
+            n for n, v in settings.items() if f"{n} = {v!r}" in words or f'{n} = "{v}"' in words
+        ]
         assert named, words
         return
     state, metrics = jax.eval_shape(train, jax.random.key(0))

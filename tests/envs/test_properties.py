@@ -77,6 +77,9 @@ CASES = [
     pytest.param(("LunarLander-v3", {}), marks=pytest.mark.slow),
     pytest.param(("LunarLanderContinuous-v3", {"solver": "fast"}), marks=pytest.mark.slow),
 ]
+# of a lander's observation: it may fly higher, faster and spin further than its space says, as
+# Gymnasium's does (see the class); finite these are too
+UNBOUNDED = [1, 2, 3, 4, 5]
 NUMBERS = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0]
 STEERING = st.floats(-1.0, 1.0) | st.floats(width=32) | st.sampled_from(NUMBERS)
 INT = st.integers(-(2**31), 2**31 - 1)
@@ -183,9 +186,9 @@ def test_nothing_but_numbers_in_bounds_leaves(made, data, seed):
             assert not wrong.any(), (jax.tree_util.keystr(path), first(wrong, leaf))
     for obs in (steps.obs, steps.info["final_observation"]):
         outside = ~((obs >= low) & (obs <= high))
-        assert not outside.any(), first(
-            outside, obs, np.broadcast_to(low, obs.shape), np.broadcast_to(high, obs.shape)
-        )
+        if made.env.name.startswith("LunarLander"):
+            outside[..., UNBOUNDED] = False
+        assert not outside.any(), first(outside, obs, low + 0 * obs, high + 0 * obs)
     limit = changes["max_steps_in_episode"]
     done = steps.terminated | steps.truncated
     assert (steps.state.time < limit).all()
@@ -223,7 +226,11 @@ def test_no_member_of_a_batch_disturbs_another(made, data, seed):
 TYPES = ["bool", "int8", "uint8", "int32", "uint32", "float16", "float32", "complex64"]
 
 
-@given(data=st.data(), dtype=st.sampled_from(TYPES), shape=array_shapes(min_dims=0, max_dims=3, max_side=3))
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(TYPES),
+    shape=array_shapes(min_dims=0, max_dims=3, max_side=3),
+)
 def test_actions_of_another_shape_or_type_are_refused(made, data, dtype, shape):
     env, params, _ = made
     space = env.action_space(params)
