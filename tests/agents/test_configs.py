@@ -191,8 +191,22 @@ def a_config(agent: str):
     return st.fixed_dictionaries({f.name: a_value(agent, f) for f in fields})
 
 
+# one of each kind of learner: each example takes half a second to trace
+QUICK = [
+    *(("ppo", "CartPole-v1"), ("dqn", "CartPole-v1"), ("sac", "Pendulum-v1")),
+    *(("q_learning", "MarsRover-v0"), ("reinforce", "MarsRover-v0")),
+]
+
+
 @pytest.mark.filterwarnings("ignore:total_steps = ")
-@pytest.mark.parametrize(("agent", "env_id"), [(a, e) for a in agents.NAMES for e in ENVS[a]])
+@pytest.mark.parametrize(
+    ("agent", "env_id"),
+    [
+        pytest.param(a, e, marks=[] if (a, e) in QUICK else pytest.mark.slow)
+        for a in agents.NAMES
+        for e in ENVS[a]
+    ],
+)
 @given(data=st.data())
 def test_a_config_makes_a_program_or_is_refused_by_name(agent, env_id, made, data):
     """What settings of its own ranges cannot do together is said with a field's name and value."""
