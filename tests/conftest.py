@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -15,7 +15,9 @@ DEFAULT_REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 # The same examples in every run, so that CI does not flake; `--hypothesis-profile random` looks for
 # others. A step of an environment may have to be compiled first: no deadline.
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("few", max_examples=6, derandomize=True, **COMMON)
+settings.register_profile(
+    "few", max_examples=6, derandomize=True, phases=[Phase.explicit, Phase.generate], **COMMON
+)  # of a failure the first example; to shrink it takes minutes: `--hypothesis-profile many` does
 settings.register_profile("many", max_examples=200, derandomize=True, **COMMON)
 settings.register_profile("random", max_examples=200, print_blob=True, **COMMON)
 
