@@ -41,7 +41,8 @@ class Options:
     """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
     eval_every: int | None = None
     """Environment steps of a seed from one evaluation while training to the next (at the end of a
-    chunk, of which a run has about 200); by default a tenth of the run, 0: none."""
+    chunk, of which a run has about 200); by default a tenth of the run, of
+    LunarLander half of it; 0: none."""
     eval_every_episodes: int = 16
     """Episodes of an evaluation while training, others than those of the evaluation at the end."""
     checkpoint_every: int | None = None

@@ -35,6 +35,7 @@ class EnvSetup:
     """`draw_params(seed, num_episodes) -> (params, in_axes)`: for episodes never trained on."""
     episodes_are: str = "episodes"  # what an evaluation draws, in words
     endings: dict[int, str] = field(default_factory=dict)  # names of info["ending"]
+    num_evaluations: int = 10  # while training, in a run, unless told otherwise
     animate: Animate | None = None
     """`animate(act, seed, num_episodes, path) -> what it shows`: a GIF of one drawn episode."""
 
@@ -197,5 +198,8 @@ def _lunar_lander(env_id: str, env: Any, params: Any, kwargs: dict[str, Any]) ->
         params,
         lambda seed, num_episodes: (params, None),
         endings=endings,
+        # an evaluation may last 1000 steps of the dearest kind: ten cost a fifth of a run of PPO's
+        # (benchmarks/eval_cost.py)
+        num_evaluations=2,
         animate=animate,
     )

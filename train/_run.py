@@ -511,7 +511,8 @@ def open_checkpoints(run: Run, stack: ExitStack) -> "Checkpoints | None":
 def eval_every(run: Run) -> int:
     """Environment steps of a seed between evaluations while training; 0: none."""
     given = run.options.eval_every
-    return max(1, run.train.total_steps // 10) if given is None else given
+    by_default = max(1, run.train.total_steps // run.setup.num_evaluations)
+    return by_default if given is None else given
 
 
 def is_due(run: Run, every: int | None, before: int, after: int) -> bool:
