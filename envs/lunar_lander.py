@@ -19,7 +19,14 @@ from jax.core import Tracer
 from . import _lander_world
 from ._lander_start import HEIGHT, WIDTH, after_first_step
 from ._lander_world import EXACT, FAST, World
-from ._rigid_body import HULL_CENTRE, HULL_INV_INERTIA, HULL_INV_MASS, Velocity
+from ._rigid_body import (
+    HULL_CENTRE,
+    HULL_INV_INERTIA,
+    HULL_INV_MASS,
+    MAX_ROTATION,
+    MAX_TRANSLATION,
+    Velocity,
+)
 
 FPS = 50
 SCALE = 30.0  # pixels per metre: the original gives lengths in pixels
@@ -70,7 +77,7 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
     Observation (8,) float32: [x / 10 m from the pad's middle, y / 6.67 m above where the hull's
     origin stands when landed, vx / (5 m/s), vy / (7.5 m/s), angle [rad, unwrapped], 0.4 s * turn
     rate, whether the right leg touches, whether the left leg does]. Not clipped, as in the
-    original; `observation_space` has the original's bounds.
+    original, whose space it may leave; `observation_space` here has bounds that hold.
 
     Action, discrete () integer: 0 nothing, 1 side engine that pushes to the left, 2 main engine, 3
     side engine that pushes to the right. Continuous (2,) float32: [main, side], clipped to [-1,
@@ -241,10 +248,23 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
         return spaces.Discrete(4)
 
     def observation_space(self, params: EnvParams) -> spaces.Box:
-        """The original's bounds, which its own observations may leave (high up, or spinning)."""
-        del params
-        high = jnp.asarray([2.5, 2.5, 10.0, 10.0, 2 * np.pi, 10.0, 1.0, 1.0], jnp.float32)
-        low = jnp.asarray([-2.5, -2.5, -10.0, -10.0, -2 * np.pi, -10.0, 0.0, 0.0], jnp.float32)
+        """Bounds that hold: the physics lets a step move 2 m and a quarter turn at most.
+
+        Gymnasium declares 2.5, 2.5, 10, 10, 2 pi and 10, which its observations leave (high up, or
+        spinning). Twice the way of all steps leaves room for what the joints correct.
+        """
+        num_steps = jnp.asarray(params.max_steps_in_episode, jnp.float32) + 1.0
+        way, turn = 2.0 * MAX_TRANSLATION * num_steps, 2.0 * MAX_ROTATION * num_steps
+        fastest = 1.001 * np.array(
+            [
+                MAX_TRANSLATION * WIDTH / 2,  # a step, times FPS / FPS
+                MAX_TRANSLATION * HEIGHT / 2,
+                MAX_ROTATION * 20.0,
+            ]
+        )
+        high = jnp.stack([2.5, 2.5 + way / (HEIGHT / 2), *fastest[:2], turn, fastest[2], 1.0, 1.0])
+        low = jnp.concatenate([jnp.stack([-2.5, -2.5]), -high[2:6], jnp.zeros(2)])
+        low, high = low.astype(jnp.float32), high.astype(jnp.float32)
         return spaces.Box(low, high, (8,), jnp.float32)
 
 

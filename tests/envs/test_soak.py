@@ -96,8 +96,6 @@ def lander_rules(before, step):
 # The final observation is compared with that of another program: rounded otherwise, a ray that
 # grazes the road's edge ends elsewhere, one in 10,000 of them at the most.
 GRAZING = {"final observation": NUM_STEPS // EVERY // 10_000}
-# A lander may spin and climb out of its space, as the original's does: see the class.
-OUTSIDE = {"in the space": NUM_STEPS // 100}
 CASES = {
     "MicroRacer": Case(
         "MicroRacer-v0", {"num_tracks": 64}, 450, pilot, racer_rules, len(Ending), GRAZING
@@ -118,7 +116,7 @@ CASES = {
         partial(controller, continuous=False),
         lander_rules,
         len(LanderEnding),
-        GRAZING | OUTSIDE,
+        GRAZING,
     ),
     "LunarLanderContinuous": Case(
         "LunarLanderContinuous-v3",
@@ -127,7 +125,7 @@ CASES = {
         partial(controller, continuous=True),
         lander_rules,
         len(LanderEnding),
-        GRAZING | OUTSIDE,
+        GRAZING,
     ),
 }
 
