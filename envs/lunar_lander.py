@@ -208,9 +208,10 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
         traced = isinstance(action, Tracer)
         given = action if traced else np.asarray(action)
         if self.continuous:
-            if given.shape != (2,) or not np.issubdtype(given.dtype, np.number):
+            is_real = any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer))
+            if given.shape != (2,) or not is_real:
                 raise ValueError(
-                    f"action of shape {given.shape} and type {given.dtype} must be two numbers,"
+                    f"action of shape {given.shape} and type {given.dtype} must be two real numbers,"
                     " [main, side], for LunarLanderContinuous-v3"
                 )
             if not traced and not np.isfinite(given).all():
