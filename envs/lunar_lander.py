@@ -211,8 +211,8 @@ class LunarLander(environment.Environment[EnvState, EnvParams]):
             is_real = any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer))
             if given.shape != (2,) or not is_real:
                 raise ValueError(
-                    f"action of shape {given.shape} and type {given.dtype} must be two real numbers,"
-                    " [main, side], for LunarLanderContinuous-v3"
+                    f"action of shape {given.shape} and type {given.dtype} must be two real"
+                    " numbers, [main, side], for LunarLanderContinuous-v3"
                 )
             if not traced and not np.isfinite(given).all():
                 raise ValueError(f"action = {given} must be finite")

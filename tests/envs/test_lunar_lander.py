@@ -224,8 +224,8 @@ def test_crash_and_leaving(flown, step):
         (env, jnp.zeros(2), r"action of shape \(2,\) and type float32 must be one integer in 0..3"),
         (env, 1.0, r"action of shape \(\) and type float64 must be one integer"),
         (env, 4, r"action = 4 must lie in 0..3"),
-        (continuous_env, 2, r"action of shape \(\) and type int64 must be two numbers"),
-        (continuous_env, jnp.zeros(3), r"action of shape \(3,\) .* must be two numbers"),
+        (continuous_env, 2, r"action of shape \(\) and type int64 must be two real numbers"),
+        (continuous_env, jnp.zeros(3), r"action of shape \(3,\) .* must be two real numbers"),
         (continuous_env, jnp.asarray([0.0, jnp.nan]), r"action = \[ ?0. nan\] must be finite"),
     ],
 )
