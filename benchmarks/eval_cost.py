@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import tyro
 
-from train import _cli, _run
+from train import _cli, _devices, _run
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ def measure(case: str, options: Options) -> dict[str, Any]:
     )
     setup = dataclasses.replace(setup, params=params)
     train = agent.make_train(config, setup.env, params)
-    run = _run.Run(agent, settings, config, setup, train, Path(), "")
+    spread = _devices.spread(settings, train, getattr(config, "num_envs", 1))
+    run = _run.Run(agent, settings, config, setup, spread, Path(), "")
     sizes = _run.chunk_sizes(train.num_updates)
     programs = _run.compile_run(run, sizes)
-    shapes = jax.eval_shape(jax.vmap(train.init), _run.seed_keys(settings.seeds))
+    shapes = spread.shapes(_run.seed_keys(settings.seeds))
     began = time.process_time()
     _run.compile_curve(run, shapes)
     compile_cpu_s = time.process_time() - began
@@ -102,7 +103,8 @@ def time_run(run: _run.Run, programs: _run.Programs, sizes: list[int]) -> Timed:
     """Run once, evaluating where the scripts do."""
     assert programs.init is not None
     assert programs.evaluate is not None
-    state = jax.block_until_ready(programs.init(_run.seed_keys(run.options.seeds)))
+    keys = run.spread.on_every_device(_run.seed_keys(run.options.seeds))
+    state = jax.block_until_ready(programs.init(keys))
     timed, first = Timed(), 0
     for size in sizes:
         cpu, wall = time.process_time(), time.perf_counter()

@@ -9,8 +9,8 @@ the other.
 Lanes (seeds) never talk to each other: each device gets its own. The environments of a lane are cut
 along the other axis; what belongs to them (their states, the replay's columns) lies with them,
 parameters on all of them, and the compiler puts in the sums of gradients: the same learning as on
-one device, up to the order of those sums. `jax.sharding` throughout, so a mesh over the devices of
-several processes (`jax.distributed`) works as well.
+one device, up to the order of those sums. `jax.sharding` throughout: a mesh over the devices of
+several processes (`jax.distributed`) is the same program, run by each of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -74,11 +75,28 @@ class SpreadTrain:
     num_envs: int
     lanes: str
 
-    def init(self, keys: jax.Array) -> Any:
+    def lanes_at_once(self, num_lanes: int) -> int:
+        """How many lanes go side by side on a device; with 1 each is exact, whatever the mesh."""
+        return num_lanes // self.mesh.shape[SEEDS] if self.lanes == LANES[0] else 1
+
+    def init(self, keys: Any) -> Any:
         """Return the states before the first update, of keys (num_lanes,), where they belong."""
-        check_lanes(keys.shape[0], self.mesh)
-        shapes = jax.eval_shape(jax.vmap(self.train.init), keys)
-        return jax.jit(self._each(self.train.init), out_shardings=self.shardings(shapes))(keys)
+        keys = self.on_every_device(keys)
+        return self.compile_init(keys)(keys)
+
+    def compile_init(self, keys: Any) -> Callable[[Any], Any]:
+        """Compile `init`; the result takes keys that lie on every device (`on_every_device`)."""
+        where = self.shardings(self._shapes(keys))
+        return jax.jit(self.each(self.train.init), out_shardings=where).lower(keys).compile()
+
+    def shapes(self, keys: Any) -> Any:
+        """Return shapes, types and shardings of the states: a template of a checkpoint."""
+        shapes = self._shapes(keys)
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes,
+            self.shardings(shapes),
+        )
 
     def compile(self, states: Any, num_updates: int) -> Callable[[Any], tuple[Any, Metrics]]:
         """Compile `num_updates` updates of states like these (or their shapes).
@@ -87,11 +105,11 @@ class SpreadTrain:
         every process can read them.
         """
         where = self.shardings(states)
-        run = self._each(lambda state: self.train.run(state, num_updates))
+        run = self.each(lambda state: self.train.run(state, num_updates))
         jitted = jax.jit(
             run,
             in_shardings=(where,),
-            out_shardings=(where, NamedSharding(self.mesh, P())),
+            out_shardings=(where, self.everywhere),
             donate_argnums=0,
         )
         return jitted.lower(states).compile()
@@ -111,31 +129,71 @@ class SpreadTrain:
 
         return jax.tree_util.tree_map_with_path(one, states)
 
-    def _each(self, one: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Apply a function of one lane to many, each device its own."""
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The sharding of what every device has a copy of."""
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def by_lane(self) -> NamedSharding:
+        """The sharding of lanes that are not cut any further."""
+        return NamedSharding(self.mesh, P(SEEDS))
+
+    def on_every_device(self, tree: Any) -> Any:
+        """Give every device a copy of arrays that each process has alike; nothing is compared."""
+
+        def one(x: Any) -> jax.Array:
+            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                data = one(jax.random.key_data(x))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self.everywhere, lambda index: x[index])
+
+        return jax.tree.map(one, tree)
+
+    def readable(self, tree: Any) -> Any:
+        """Return the arrays so that this process can read them whole, whoever has them."""
+        if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
+            return tree
+        return jax.jit(lambda t: t, out_shardings=self.everywhere)(tree)
+
+    def each(self, one: Callable[..., Any], num_shared: int = 0) -> Callable[..., Any]:
+        """Apply `one(lane, *shared)` to many lanes, each device its own; to be jitted.
+
+        Args:
+            one: a pure function of one lane and of `num_shared` arguments that are all lanes'.
+            num_shared: how many.
+        """
         many = self._local(one)
         if self.mesh.size == 1:
             return many
         return jax.shard_map(
             many,
             mesh=self.mesh,
-            in_specs=P(SEEDS),
+            in_specs=(P(SEEDS), *(P(),) * num_shared),
             out_specs=P(SEEDS),
             # nothing is left to the compiler where environments stay whole: bit for bit one device
             axis_names={SEEDS} if self.mesh.shape[ENVS] > 1 else {SEEDS, ENVS},
             check_vma=False,
         )
 
-    def _local(self, one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _local(self, one: Callable[..., Any]) -> Callable[..., Any]:
         """Apply a function of one lane to the lanes of one device."""
 
-        def many(lanes: Any) -> Any:
+        def many(lanes: Any, *shared: Any) -> Any:
+            def alone(lane: Any) -> Any:
+                return one(lane, *shared)
+
             if jax.tree.leaves(lanes)[0].shape[0] == 1:  # bit for bit the run of one seed
-                out = one(jax.tree.map(lambda x: x[0], lanes))
+                out = alone(jax.tree.map(lambda x: x[0], lanes))
                 return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)
-            return jax.vmap(one)(lanes) if self.lanes == LANES[0] else jax.lax.map(one, lanes)
+            return jax.vmap(alone)(lanes) if self.lanes == LANES[0] else jax.lax.map(alone, lanes)
 
         return many
+
+    def _shapes(self, keys: Any) -> Any:
+        check_lanes(jax.tree.leaves(keys)[0].shape[0], self.mesh)
+        return jax.eval_shape(jax.vmap(self.train.init), keys)
 
 
 def spread(

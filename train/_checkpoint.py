@@ -80,10 +80,13 @@ def check_identity(there: dict[str, Any], here: dict[str, Any], what: str) -> No
             )
 
 
-def find_start(folder: Path, run_identity: dict[str, Any], template: Any) -> tuple[Start, Any]:
-    """Return where the run in `folder` goes on, and the state there (shapes as in `template`).
+def find_start(
+    folder: Path, run_identity: dict[str, Any], template: Any, arithmetic: dict[str, int]
+) -> tuple[Start, Any]:
+    """Return where the run in `folder` goes on, and the state there.
 
-    If it was killed before its first checkpoint that is the beginning, where there is no state.
+    The state has the shapes and shardings of `template`. If the run was killed before its first
+    checkpoint it goes on from the beginning, where there is no state.
 
     Raises:
         ValueError: no checkpoint is whole, it is of another run, or files have lost rows.
@@ -107,6 +110,12 @@ def find_start(folder: Path, run_identity: dict[str, Any], template: Any) -> tup
             f"the checkpoint was written on {metadata['backend']}, this is "
             f"{jax.default_backend()}: the result is not bit for bit that of one piece"
         )
+    notes += [
+        f"the checkpoint was written with {there} {what} and this is with {arithmetic[what]}: the "
+        "result is that of one piece to rounding, not bit for bit"
+        for what, there in metadata.get("arithmetic", {}).items()
+        if there != arithmetic[what]
+    ]
     state = checkpoint.restore(checkpoints, template, step).state
     start = Start(
         step=step,
@@ -142,11 +151,13 @@ def metadata_of(
     run_energy: Energy,
     energy_points: Sequence[tuple[int, float | None]],
     resumed_at: Sequence[int],
+    arithmetic: dict[str, int],
 ) -> dict[str, Any]:
     """What goes with the state; `find_start` reads it."""
     return {
         "identity": run_identity,
         "backend": jax.default_backend(),
+        "arithmetic": arithmetic,
         "sizes": sizes,
         "num_updates": num_updates,
         "wall_s": wall_s,

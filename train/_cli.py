@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 
 from jaxrl.checks import check_count, check_real
-from train import _folder, _presets
+from train import _devices, _folder, _presets
 
 MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
 
@@ -37,6 +37,14 @@ class Options:
     """Seed of the first agent; the others take the next numbers."""
     num_seeds: int = 4
     """Agents to train side by side, with seeds seed, seed + 1, ... """
+    seed_devices: int | None = None
+    """Devices to spread the seeds over; by default all accelerators, as far as each gets equally
+    many seeds, and 1 on CPU, where as many devices are made as are asked for."""
+    env_devices: int = 1
+    """Devices to cut the environments of every seed over."""
+    lanes: Literal["side-by-side", "one-by-one"] = "side-by-side"
+    """How several seeds share a device: side-by-side is fast; one-by-one makes each, bit for bit,
+    the run of its seed alone, on however many devices."""
     eval_episodes: int = 512
     """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
     eval_every: int | None = None
@@ -83,6 +91,10 @@ class Options:
         """Raise ValueError, naming argument, value and remedy, if an option cannot be meant."""
         check_count("seed", self.seed, minimum=0)
         check_count("num_seeds", self.num_seeds)
+        check_count("env_devices", self.env_devices)
+        if self.seed_devices is not None:
+            check_count("seed_devices", self.seed_devices)
+            _devices.check_seeds(self.num_seeds, self.seed_devices)
         check_count("eval_episodes", self.eval_episodes)
         if self.eval_episodes > MAX_EPISODES:
             raise ValueError(f"eval_episodes = {self.eval_episodes} must be <= {MAX_EPISODES}")
@@ -171,6 +183,8 @@ def _read_args(
 FREE_TO_CHANGE = (
     *("checkpoint_every", "keep_checkpoints", "progress", "animate", "compilation_cache"),
     *("threshold", "watts_per_core", "g_per_kwh", "resume", "list_envs"),
+    # rounding may depend on these, which is told then
+    *("seed_devices", "env_devices", "lanes"),
 )
 
 

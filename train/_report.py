@@ -15,6 +15,7 @@ from rich.table import Table
 from scipy.stats import trim_mean
 
 from jaxrl import rollout
+from jaxrl.sharding import SpreadTrain
 from jaxrl.sinks import episode_mean
 
 if TYPE_CHECKING:
@@ -36,12 +37,28 @@ def evaluate(
 
 
 def compile_evaluation(
-    setup: "EnvSetup", act: Callable[..., jax.Array], shapes: Any, seed: int, num_episodes: int
+    setup: "EnvSetup",
+    act: Callable[..., jax.Array],
+    shapes: Any,
+    seed: int,
+    num_episodes: int,
+    spread: SpreadTrain,
 ) -> Callable[[Any], dict[str, jax.Array]]:
-    """Compile `evaluate` for policies of these shapes; the result stays on the device."""
-    program, params, keys = evaluation(setup, act, seed, num_episodes)
+    """Compile `evaluate` for policies of these shapes, spread as their seeds are.
+
+    The result stays on the devices, on every one of them.
+    """
+    over_episodes, params, keys = episodes_of(setup, act, seed, num_episodes)
+    params, keys = spread.on_every_device((params, keys))
+    program = jax.jit(
+        spread.each(over_episodes, num_shared=2),
+        in_shardings=(spread.by_lane, spread.everywhere, spread.everywhere),
+        out_shardings=spread.everywhere,
+    )
     compiled = program.lower(shapes, params, keys).compile()
-    return lambda policies: rows_of(compiled(policies, params, keys))
+    return lambda policies: rows_of(
+        compiled(jax.device_put(policies, spread.by_lane), params, keys)
+    )
 
 
 def evaluation(
@@ -51,6 +68,14 @@ def evaluation(
 
     Policies differ, the other two arguments belong to the episodes.
     """
+    over_episodes, params, keys = episodes_of(setup, act, seed, num_episodes)
+    return jax.jit(jax.vmap(over_episodes, in_axes=(0, None, None))), params, keys
+
+
+def episodes_of(
+    setup: "EnvSetup", act: Callable[..., jax.Array], seed: int, num_episodes: int
+) -> tuple[Callable[[Any, Any, jax.Array], rollout.Episodes], Any, jax.Array]:
+    """Return (`run(policy, params, keys)`, params, keys): the episodes of one policy."""
     params, axes = setup.draw_params(seed, num_episodes)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0xE7A1), seed), num_episodes)
 
@@ -60,8 +85,7 @@ def evaluation(
         )
         return jax.tree.map(lambda x: x[0], episodes)
 
-    over_episodes = jax.vmap(one, in_axes=(None, axes, 0))
-    return jax.jit(jax.vmap(over_episodes, in_axes=(0, None, None))), params, keys
+    return jax.vmap(one, in_axes=(None, axes, 0)), params, keys
 
 
 def rows_of(episodes: rollout.Episodes) -> dict[str, Any]:

@@ -43,9 +43,10 @@ import jaxrl
 from jaxrl import policy, sinks, spaces
 from jaxrl.cost.energy import EnergyMeter
 from jaxrl.replay import device_memory
+from jaxrl.sharding import ENVS, SEEDS, SpreadTrain
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _checkpoint, _cli, _cost, _folder, _report
+from train import _checkpoint, _cli, _cost, _devices, _folder, _report
 from train._progress import Progress
 
 if TYPE_CHECKING:
@@ -73,12 +74,17 @@ class Run:
     options: _cli.Options
     config: Any
     setup: "EnvSetup"
-    train: Train[Any]
+    spread: SpreadTrain
     folder: Path
     command: str
     start: _checkpoint.Start = field(default_factory=_checkpoint.Start)
     state: Any = None  # at `start`, where that is a checkpoint
     identity: dict[str, Any] = field(default_factory=dict)  # where checkpoints are written
+
+    @property
+    def train(self) -> Train[Any]:
+        """The run of one seed."""
+        return self.spread.train
 
     @property
     def agent_name(self) -> str:
@@ -108,6 +114,7 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     options.check()
     env_kwargs = _cli.parse_pairs("env_kwargs", options.env_kwargs)
     train_params = _cli.parse_pairs("train_params", options.train_params)
+    _devices.make_cpu_devices(options)
     from train import _envs  # takes seconds (gymnax): wrong options are refused before
 
     agent_name = agent.__name__.rpartition(".")[2]
@@ -127,7 +134,8 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
     train = agent.make_train(config, setup.env, setup.params)
-    check_memory(train, options.num_seeds)
+    spread = _devices.spread(options, train, getattr(config, "num_envs", 1))
+    check_memory(spread, options.num_seeds)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -143,10 +151,12 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
         settings |= {"jaxrl": jaxrl.__version__, "command": command}
         _folder.write_json(folder / "config.json", settings)
     else:
-        shapes = jax.eval_shape(jax.vmap(train.init), seed_keys(options.seeds))
-        start, state = _checkpoint.find_start(folder, identity, shapes)
+        template = spread.shapes(seed_keys(options.seeds))
+        start, state = _checkpoint.find_start(
+            folder, identity, template, arithmetic(spread, options)
+        )
         sizes_until(chunk_sizes(train.num_updates), start.num_updates)
-    run = Run(agent, options, config, setup, train, folder, command, start, state, identity)
+    run = Run(agent, options, config, setup, spread, folder, command, start, state, identity)
     return lambda: execute(run)
 
 
@@ -165,15 +175,30 @@ def check_resume(folder: Path) -> None:
         pass
 
 
-def check_memory(train: Train[Any], num_seeds: int) -> None:
-    """Raise ValueError if the states of all seeds cannot fit into the device's memory."""
-    state = jax.tree.leaves(jax.eval_shape(train.init, jax.random.key(0)))
-    asked, available = num_seeds * sum(x.size * x.dtype.itemsize for x in state), device_memory()
+def check_memory(spread: SpreadTrain, num_seeds: int) -> None:
+    """Raise ValueError if the states of all seeds cannot fit into memory."""
+    state = jax.tree.leaves(jax.eval_shape(spread.train.init, jax.random.key(0)))
+    available = device_memory()
+    if jax.default_backend() == "cpu":  # the devices of a process share its memory
+        parts, where = jax.process_count(), "the machine"
+    else:
+        parts, where = spread.mesh.shape[SEEDS], "the device"
+    here = -(-num_seeds // parts)
+    asked = here * sum(x.size * x.dtype.itemsize for x in state)
     if available is not None and asked > available:
         raise ValueError(
-            f"num_seeds = {num_seeds}: the states of so many seeds ask for {asked:,} bytes, but "
-            f"the device has {available:,}: lower num_seeds, or buffer_size if there is one"
+            f"num_seeds = {num_seeds}: the states of {'so many' if parts == 1 else here} seeds ask "
+            f"for {asked:,} bytes, but {where} has {available:,}: lower num_seeds, or buffer_size "
+            "if there is one"
         )
+
+
+def arithmetic(spread: SpreadTrain, options: _cli.Options) -> dict[str, int]:
+    """What the rounding of a run depends on beside its identity."""
+    return {
+        "seeds side by side on a device": spread.lanes_at_once(options.num_seeds),
+        "devices for the environments of a seed": spread.mesh.shape[ENVS],
+    }
 
 
 def execute(run: Run) -> int:
@@ -205,6 +230,8 @@ def execute_locked(run: Run, console: Console) -> int:
         "env": options.env,
         "agent": run.agent_name,
         "seeds": list(options.seeds),
+        "seed_devices": run.spread.mesh.shape[SEEDS],
+        "env_devices": run.spread.mesh.shape[ENVS],
         "env_steps": outcome.env_steps,
         "env_steps_total": outcome.env_steps * options.num_seeds,
         "compile_s": outcome.compile_s,
@@ -248,7 +275,7 @@ def execute_locked(run: Run, console: Console) -> int:
                 shutil.copyfile(policy_path(folder, options.seed), folder / "policy.msgpack")
                 code = outcome.exit_code
             else:
-                summary.update(evaluate_and_draw(run, saved, console))
+                summary.update(evaluate_and_draw(run, outcome, saved, console))
     except KeyboardInterrupt as stop:
         summary["status"], code = "interrupted", exit_code_of(stop)
     except ValueError as error:
@@ -317,7 +344,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
     options, train, start = run.options, run.train, run.start
     sizes = chunk_sizes(train.num_updates)
     done_before = sizes_until(sizes, start.num_updates)
-    what = f"{options.num_seeds} seed(s) of {train.total_steps:,} steps"
+    what = f"{options.num_seeds} seed(s) of {train.total_steps:,} steps{_devices.told(run.spread)}"
     where = "" if start.step is None else f", from the checkpoint at {start.step:,} steps"
     console.print(
         f"{run.agent_name} on {options.env}, {what}{where}: compiling",
@@ -390,6 +417,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
                     run_energy=energy_log.so_far(),
                     energy_points=energy_log.points,
                     resumed_at=start.resumed_at,
+                    arithmetic=arithmetic(run.spread, options),
                 )
                 score = _checkpoint.score(since_saved)
                 checkpoints.save(chunk.last_update * per_update, end.snapshot, metadata, score)
@@ -438,11 +466,11 @@ def train_seeds(run: Run, console: Console) -> Outcome:
 
 def compile_run(run: Run, sizes: Sequence[int]) -> Programs:
     """Compile all that the run needs for chunks of these sizes."""
-    train = run.train
-    keys = seed_keys(run.options.seeds)
-    shapes = jax.eval_shape(jax.vmap(train.init), keys)
-    init = jax.jit(jax.vmap(train.init)).lower(keys).compile() if run.state is None else None
-    chunks = {n: compile_chunk(train, n, shapes) for n in sorted(set(sizes))}
+    spread = run.spread
+    keys = spread.on_every_device(seed_keys(run.options.seeds))
+    shapes = spread.shapes(keys)
+    init = spread.compile_init(keys) if run.state is None else None
+    chunks = {n: spread.compile(shapes, n) for n in sorted(set(sizes))}
     evaluate = compile_curve(run, shapes) if sizes and eval_every(run) else None
     return Programs(init, chunks, evaluate)
 
@@ -454,10 +482,14 @@ def compile_curve(run: Run, shapes: Any) -> Callable[[Any], dict[str, jax.Array]
     def copied(state: Any) -> Any:
         return jax.tree.map(jnp.copy, run.agent.get_policy(state))
 
-    copy = jax.jit(copied).lower(shapes).compile()
-    policies = jax.eval_shape(copied, shapes)
+    copy = jax.jit(copied, out_shardings=run.spread.by_lane).lower(shapes).compile()
     evaluate = _report.compile_evaluation(
-        run.setup, act, policies, CURVE_SEED, run.options.eval_every_episodes
+        run.setup,
+        act,
+        jax.eval_shape(copied, shapes),
+        CURVE_SEED,
+        run.options.eval_every_episodes,
+        run.spread,
     )
     return lambda state: evaluate(copy(state))
 
@@ -479,7 +511,9 @@ def begin(run: Run, programs: Programs) -> Any:
     """Return the state to go on from, the folder brought back to where it was then."""
     if run.options.resume is not None:
         _folder.cut(run.folder, run.start.sizes)
-    return run.state if programs.init is None else programs.init(seed_keys(run.options.seeds))
+    if programs.init is None:
+        return run.state
+    return programs.init(run.spread.on_every_device(seed_keys(run.options.seeds)))
 
 
 def read_rows(run: Run, sizes: Sequence[int]) -> tuple[list[Chunk], list[Chunk]]:
@@ -531,12 +565,6 @@ def sizes_until(sizes: Sequence[int], num_updates: int) -> list[int]:
     if num_updates not in ends:
         raise ValueError(f"{num_updates} updates are no whole number of chunks of this run")
     return list(sizes[: ends.index(num_updates)])
-
-
-def compile_chunk(train: Train[Any], num_updates: int, shapes: Any) -> Callable[[Any], Any]:
-    """Compile `num_updates` updates of all seeds; the state is donated: buffers stay in place."""
-    many = jax.vmap(lambda state: train.run(state, num_updates))
-    return jax.jit(many, donate_argnums=0).lower(shapes).compile()
 
 
 def chunk_sizes(num_updates: int) -> list[int]:
@@ -626,7 +654,7 @@ def save_policies(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
     """Save the policy of every seed."""
     env, params = run.setup.env, run.setup.params
     action, obs_shape = spaces.read(env, params)
-    all_policies = jax.device_get(run.agent.get_policy(outcome.state))
+    all_policies = jax.device_get(run.spread.readable(run.agent.get_policy(outcome.state)))
     saved = []
     for lane, seed in enumerate(run.options.seeds):
         one = policy.SavedPolicy(
@@ -645,14 +673,17 @@ def save_policies(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
 
 
 def evaluate_and_draw(
-    run: Run, saved: Sequence[policy.SavedPolicy], console: Console
+    run: Run, outcome: Outcome, saved: Sequence[policy.SavedPolicy], console: Console
 ) -> dict[str, Any]:
     """Evaluate all policies, keep and animate the best; return entries of the summary."""
     options, folder, setup = run.options, run.folder, run.setup
     began = time.perf_counter()
     act = saved[0].act_fn()
-    policies = _report.stack([s.policy for s in saved])
-    rows = _report.evaluate(setup, act, policies, EVAL_SEED, options.eval_episodes)
+    policies = run.agent.get_policy(outcome.state)
+    evaluate = _report.compile_evaluation(
+        setup, act, policies, EVAL_SEED, options.eval_episodes, run.spread
+    )
+    rows = jax.device_get(evaluate(policies))
     eval_s = time.perf_counter() - began
     _report.write_episodes(folder / "evaluation.csv", options.seeds, rows)
     per_seed = [

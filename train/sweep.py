@@ -36,7 +36,7 @@ from rich.table import Table
 import jaxrl
 from jaxrl import agents
 from jaxrl.checks import check_choice, check_count, check_real
-from train import _cli, _run
+from train import _cli, _devices, _run
 
 if TYPE_CHECKING:
     from train import _sweep
@@ -173,7 +173,7 @@ def prepare(argv: list[str]) -> Callable[[], int]:
         for i, (static, one) in enumerate(zip(statics, configs, strict=True))
     ]
     for program in programs:
-        _run.check_memory(program.train, 1)
+        _run.check_memory(_devices.spread(options, program.train, 1), 1)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

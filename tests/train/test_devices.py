@@ -1,0 +1,153 @@
+"""Training scripts on several devices: spread over seeds, bit for bit the run of one device."""
+
+import contextlib
+import csv
+import importlib
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl import policy, sinks
+
+SMALL = [
+    *("--eval-episodes", "4", "--eval-every-episodes", "2", "--no-animate", "--no-progress"),
+    *("--num-seeds", "2"),
+]
+PENDULUM = [
+    *("--env", "Pendulum-v1", "--num-envs", "4", "--num-steps", "8", "--total-steps", "1920"),
+    *("--learning-starts", "100", "--batch-size", "16", "--buffer-size", "600", "--hidden", "8"),
+]
+SETTINGS = {
+    "q_learning": ["--env", "MarsRover-v0", "--total-steps", "24000"],
+    "ppo": [
+        *("--env", "CartPole-v1", "--num-envs", "4", "--num-steps", "32", "--total-steps", "2560"),
+        *("--num-epochs", "1", "--hidden", "8"),
+    ],
+    "sac": [*PENDULUM, "--normalize-obs"],
+}
+EXACT = ("--lanes", "one-by-one")  # on one device, what two devices do with a seed each
+
+
+def train(agent, runs, name, *more):
+    """Run the script in this process, which has eight devices."""
+    argv = [*SETTINGS[agent], *SMALL, "--runs-dir", str(runs), "--name", name, *map(str, more)]
+    return importlib.import_module(f"train.{agent}").main(argv)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return [{**row, "wall_s": ""} for row in csv.DictReader(file)]
+
+
+def assert_same(a, b):
+    """Metrics, evaluations and policies of two runs are the same, bit for bit."""
+    for name in ("metrics.csv", "evaluation_curve.csv"):
+        rows = rows_of(a / name)
+        assert rows
+        assert rows == rows_of(b / name), name
+    for name in (
+        "evaluation.csv",
+        "policy.msgpack",
+        *(f"policies/seed_{i}.msgpack" for i in (0, 1)),
+    ):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one device."""
+    runs = tmp_path_factory.mktemp("one")
+    assert train("q_learning", runs, "run", *EXACT) == 0
+    return runs / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+def test_seeds_on_two_devices_are_the_run_of_one_bit_for_bit(agent, tmp_path):
+    assert train(agent, tmp_path, "one", *EXACT) == 0
+    assert train(agent, tmp_path, "two", "--seed-devices", 2) == 0
+    assert_same(tmp_path / "one", tmp_path / "two")
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (summary["seed_devices"], summary["env_devices"]) == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+def test_environments_on_two_devices_learn_the_same(agent, tmp_path):
+    # ten updates: later, rounding has grown
+    steps = {"ppo": 1280, "sac": 320}[agent]
+    for name, more in {"one": EXACT, "two": ("--env-devices", 2)}.items():
+        assert train(agent, tmp_path, name, "--total-steps", steps, *more) == 0
+    rows = [rows_of(tmp_path / name / "metrics.csv") for name in ("one", "two")]
+    assert len(rows[0]) == 20
+    values = [[float(x) for r in some[-2:] for x in r.values() if x] for some in rows]
+    np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
+    paths = [tmp_path / name / "policies" / "seed_1.msgpack" for name in ("one", "two")]
+    policies = [policy.read_policy(path).policy for path in paths]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *policies)
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """The run on two devices, stopped in the middle."""
+    original = sinks.csv_sink
+
+    @contextlib.contextmanager
+    def stopping(path, append=False):
+        with original(path, append) as sink:
+
+            def both(chunk):
+                sink(chunk)
+                if chunk.last_update == 25 and path.name == "metrics.csv":
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            yield both
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks, "csv_sink", stopping)
+        more = ("--checkpoint-every", 4000, "--seed-devices", 2)
+        assert train("q_learning", tmp_path, "cut", *more) == 143
+    return tmp_path / "cut"
+
+
+def test_a_run_stopped_on_two_devices_goes_on_on_one(one, stopped, tmp_path, capsys):
+    """Every seed by itself: the whole is the run of one device, to the last bit."""
+    summary = json.loads((stopped / "summary.json").read_text())
+    assert (summary["seed_devices"], summary["env_devices"]) == (2, 1)
+    other = shutil.copytree(stopped, tmp_path / "other")
+    argv = ["--no-progress", "--seed-devices", "1"]
+    script = importlib.import_module("train.q_learning")
+    assert script.main(["--resume", str(stopped), *argv, *EXACT]) == 0
+    assert "to rounding" not in capsys.readouterr().out
+    assert_same(one, stopped)
+    assert script.main(["--resume", str(other), *argv]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "written with 1 seeds side by side on a device and this is with 2" in out
+    assert "to rounding, not bit for bit" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--seed-devices", "3"], "num_seeds = 2 must be a multiple of seed_devices = 3"),
+        (["--seed-devices", "0"], "seed_devices = 0"),
+        (["--env-devices", "0"], "env_devices = 0"),
+        (["--lanes", "fast"], "--lanes"),
+        (
+            ["--seed-devices", "2", "--env-devices", "8"],
+            "2 * 8 = 16, but there are 8 cpu device(s)",
+        ),
+        (["--env-devices", "3"], "num_envs = 4 must be a multiple of env_devices = 3"),
+    ],
+)
+def test_devices_that_cannot_be_meant_are_refused(argv, said, tmp_path, capsys):
+    assert train("ppo", tmp_path, "refused", *argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (tmp_path / "refused").exists()

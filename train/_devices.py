@@ -1,0 +1,87 @@
+"""Which devices a run takes: seeds over some of them, the environments of each seed over others."""
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxrl import sharding
+from jaxrl.sharding import SpreadTrain
+from jaxrl.types import Train
+
+if TYPE_CHECKING:
+    from train._cli import Options
+
+
+def make_cpu_devices(options: "Options", num_processes: int = 1) -> None:
+    """Let JAX make as many CPU devices as are asked for; before anything is computed.
+
+    Where JAX has begun already it keeps what it has, and `spread` tells if that is not enough.
+    """
+    asked = (options.seed_devices or 1) * options.env_devices // num_processes
+    if asked <= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if getattr(jax.config, "jax_num_cpu_devices") < asked:  # noqa: B009  (types know it not)
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", asked)
+
+
+def spread(options: "Options", train: Train[Any], num_envs: int) -> SpreadTrain:
+    """Return the run of all seeds on the devices that `options` ask for.
+
+    Raises:
+        ValueError: there are not so many, or seeds or environments cannot be cut so.
+    """
+    num_seed_devices = choose_seed_devices(options)
+    env_devices, available = options.env_devices, jax.device_count()
+    told = f"seed_devices * env_devices = {num_seed_devices} * {env_devices}"
+    asked = num_seed_devices * env_devices
+    if asked > available:
+        raise ValueError(
+            f"{told} = {asked}, but there are {available} {jax.default_backend()} device(s): "
+            "lower one of them"
+        )
+    if jax.process_count() > 1 and asked != available:
+        raise ValueError(
+            f"{told} = {asked} must be all {available} devices of the {jax.process_count()} "
+            "processes"
+        )
+    check_seeds(options.num_seeds, num_seed_devices)
+    if num_envs % env_devices:
+        raise ValueError(f"num_envs = {num_envs} must be a multiple of env_devices = {env_devices}")
+    mesh = sharding.make_mesh(num_seed_devices, env_devices)
+    return sharding.spread(train, mesh, num_envs, options.lanes.replace("-", " "))
+
+
+def choose_seed_devices(options: "Options") -> int:
+    """As many as are asked for; else all there are of several accelerators, and 1 on CPU.
+
+    Not more than can have equally many seeds each; all of them where there are several processes.
+    """
+    if options.seed_devices is not None:
+        return options.seed_devices
+    available = jax.device_count() // options.env_devices
+    if jax.process_count() > 1:
+        return max(1, available)
+    if jax.default_backend() == "cpu":
+        return 1
+    return max((n for n in range(1, available + 1) if options.num_seeds % n == 0), default=1)
+
+
+def check_seeds(num_seeds: int, num_seed_devices: int) -> None:
+    """Raise ValueError unless the seeds can be cut into equal parts."""
+    if num_seeds % num_seed_devices:
+        raise ValueError(
+            f"num_seeds = {num_seeds} must be a multiple of seed_devices = {num_seed_devices}"
+        )
+
+
+def told(spread: SpreadTrain) -> str:
+    """Where the run is, for people; nothing of a single device."""
+    if spread.mesh.size == 1:
+        return ""
+    processes = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
+    seeds, envs = (spread.mesh.shape[name] for name in (sharding.SEEDS, sharding.ENVS))
+    cut = f" (seeds over {seeds}, environments over {envs})" if envs > 1 else ""
+    return f" on {spread.mesh.size} devices{processes}{cut}"
