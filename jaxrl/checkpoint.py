@@ -12,7 +12,9 @@ checkpoints and leftovers that are swept away, never half of one. A file that wa
 afterwards is noticed before anything is made of its bytes. Nothing read is ever executed: arrays
 are bytes, the rest is JSON, and the structure comes from the template.
 
-Arrays come back bit for bit, typed PRNG keys as such.
+Arrays come back bit for bit, typed PRNG keys as such, however many devices they were and are spread
+over. Of several processes (`jax.distributed`) all make the same calls with the same folder: each
+writes and reads what its devices hold, the first one the rest.
 """
 
 import contextlib
@@ -69,7 +71,9 @@ class Snapshot:
     """A tree copied to the host: what it was copied from may be donated."""
 
     leaves: tuple[Leaf, ...]
-    arrays: dict[str, np.ndarray]  # by number of the leaf; keys as their data; none that is empty
+    # by number of the leaf; keys as their data; none that is empty. Those that are spread over
+    # several processes are arrays of JAX in the hosts' memory
+    arrays: dict[str, np.ndarray | jax.Array]
 
 
 @dataclass(frozen=True)
@@ -84,27 +88,27 @@ class Restored:
 
 
 def to_host(state: Any) -> Snapshot:
-    """Copy a pytree of arrays to the host; waits until they are computed.
-
-    Raises:
-        ValueError: an array is spread over several processes.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(state)
-    arrays: dict[str, np.ndarray] = {}
+    """Copy a pytree of arrays to the host, or to the hosts; waits until they are computed."""
+    arrays: dict[str, np.ndarray | jax.Array] = {}
     leaves = _leaves(state)
     data = []
-    for leaf, (_, x) in zip(leaves, paths, strict=True):
+    for leaf, x in zip(leaves, jax.tree.leaves(state), strict=True):
         x = jax.random.key_data(x) if leaf.impl is not None else x
-        if isinstance(x, jax.Array):
-            if not x.is_fully_addressable:
-                raise ValueError(f"{leaf.name} is spread over several processes: not supported")
+        if _is_spread(x):
+            x = jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
+        elif isinstance(x, jax.Array):
             x.copy_to_host_async()  # all transfers at once
         data.append(x)
     for i, x in enumerate(data):
         if np.size(x):  # orbax takes no empty array
             # a copy: on CPU NumPy looks into the device's own memory, which is then not donated
-            arrays[_number(i)] = np.array(jnp.asarray(x))
-    return Snapshot(leaves, arrays)
+            arrays[_number(i)] = x if _is_spread(x) else np.array(jnp.asarray(x))
+    return Snapshot(leaves, jax.block_until_ready(arrays))
+
+
+def _is_spread(x: Any) -> bool:
+    """Whether no process has all of it."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 class Checkpoints:
@@ -128,15 +132,18 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.keep, self.keep_best = keep, keep_best
         self._writing: int | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _sweep(self.folder)
-            probe = self.folder / f"probe{REMOVED}"
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise OSError(f"{folder} cannot be written ({error.strerror})") from error
-        self._scores = {step: _score(self.folder, step) for step in steps(self.folder)}
+        self._scores: dict[int, float | None] = {}
+        self._is_first = jax.process_index() == 0
+        if self._is_first:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _sweep(self.folder)
+                probe = self.folder / f"probe{REMOVED}"
+                probe.mkdir()
+                probe.rmdir()
+            except OSError as error:
+                raise OSError(f"{folder} cannot be written ({error.strerror})") from error
+            self._scores = {step: _score(self.folder, step) for step in steps(self.folder)}
         self._checkpointer = ocp.AsyncCheckpointer(
             _Handler(),
             # else what cannot be made is waited for
@@ -212,8 +219,10 @@ class Checkpoints:
             return
         with self._failures():
             self._checkpointer.wait_until_finished()
-        self._scores[self._writing] = self._pending_score
-        self._writing = None
+        step, self._writing = self._writing, None
+        if not self._is_first:
+            return
+        self._scores[step] = self._pending_score
         for step in self._scores.keys() - self.kept():
             remove(self.folder, step)
             del self._scores[step]
@@ -238,7 +247,8 @@ class Checkpoints:
         except Exception as error:  # TensorStore raises a ValueError for a full disk
             step, self._writing = self._writing, None
             with contextlib.suppress(OSError):
-                _sweep(self.folder)
+                if self._is_first:
+                    _sweep(self.folder)
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder} "
                 f"({_reason(error)}); the earlier ones are kept"
@@ -281,12 +291,19 @@ def restore(folder: str | Path, template: Any, step: int | None = None) -> Resto
         Leaf(x["name"], tuple(x["shape"]), x["dtype"], x["impl"]) for x in found["leaves"]
     )
     _check_same(leaves, wanted, directory)
+    likes = jax.tree.leaves(template)
     names = [_number(i) for i, leaf in enumerate(leaves) if math.prod(leaf.shape)]
-    arrays = _read_arrays(directory, names) if names else {}
+    spread = {}
+    for i, like in enumerate(likes):
+        sharding = getattr(like, "sharding", None)
+        if sharding is not None and not sharding.is_fully_addressable:
+            spread[_number(i)] = sharding
+    arrays = _read_arrays(directory, names, spread) if names else {}
     values = []
-    for i, (leaf, like) in enumerate(zip(leaves, jax.tree.leaves(template), strict=True)):
+    for i, (leaf, like) in enumerate(zip(leaves, likes, strict=True)):
         if _number(i) in arrays:
-            x = jnp.array(arrays[_number(i)])  # a copy that JAX owns: it may be donated
+            x = arrays[_number(i)]
+            x = x if _is_spread(x) else jnp.array(x)  # a copy that JAX owns: it may be donated
             x = x if leaf.impl is None else jax.random.wrap_key_data(x, impl=leaf.impl)
         elif leaf.impl is not None:
             x = jax.random.split(jax.random.key(0, impl=leaf.impl), leaf.shape)
@@ -402,7 +419,7 @@ class _Handler(ocp.PyTreeCheckpointHandler):
 class _Save(ocp.args.CheckpointArgs):
     """What is saved: arrays by number, and the manifest so far."""
 
-    item: dict[str, np.ndarray]
+    item: Mapping[str, np.ndarray | jax.Array]
     content: dict[str, Any]
 
 
@@ -444,15 +461,20 @@ def _check_same(saved: tuple[Leaf, ...], wanted: tuple[Leaf, ...], directory: Pa
             raise ValueError(f"{directory} holds {name}, {leaf}, which is not here")
 
 
-def _read_arrays(directory: Path, names: list[str]) -> dict[str, np.ndarray]:
+def _read_arrays(
+    directory: Path, names: list[str], spread: Mapping[str, jax.sharding.Sharding] | None = None
+) -> dict[str, Any]:
+    """Read arrays by name: those in `spread` as JAX's, each process its part, else as NumPy's."""
     # the handler alone: what a Checkpointer reads besides has no checksum
     handler = ocp.PyTreeCheckpointHandler()
     place: Any = directory  # orbax declares a class of its own
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    how: dict[str, Any] = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    for name, sharding in (spread or {}).items():
+        if name in how:
+            how[name] = ocp.ArrayRestoreArgs(sharding=sharding)
     try:
         return handler.restore(
-            place,
-            args=ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=as_numpy),
+            place, args=ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=how)
         )
     except Exception as error:  # whatever TensorStore thinks of it: the checksums were right
         raise DamagedError(f"{directory} cannot be read: {_reason(error)}") from error

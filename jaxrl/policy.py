@@ -58,7 +58,7 @@ def save_policy(path: str | Path, saved: SavedPolicy) -> None:
     """
     path = Path(path)
     policy = jax.tree.map(np.asarray, saved.policy)
-    _check_finite(policy, f"policy of seed {saved.seed}")
+    check_finite(policy, f"policy of seed {saved.seed}")
     stats = policy.obs_stats
     content = {
         "format": FORMAT,
@@ -109,7 +109,7 @@ def read_policy(path: str | Path) -> SavedPolicy:
         )
     except Exception as error:  # msgpack raises a dozen kinds for damaged bytes
         raise ValueError(f"{path} is not a policy file of this version: {error}") from error
-    _check_finite(saved.policy, str(path))
+    check_finite(saved.policy, str(path))
     return saved
 
 
@@ -145,7 +145,8 @@ def load_policy(path: str | Path) -> Callable[..., np.ndarray]:
     return act
 
 
-def _check_finite(tree: Any, what: str) -> None:
+def check_finite(tree: Any, what: str) -> None:
+    """Raise ValueError, naming the array, if a number in the tree is not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
         try:

@@ -80,13 +80,12 @@ def check_identity(there: dict[str, Any], here: dict[str, Any], what: str) -> No
             )
 
 
-def find_start(
-    folder: Path, run_identity: dict[str, Any], template: Any, arithmetic: dict[str, int]
-) -> tuple[Start, Any]:
-    """Return where the run in `folder` goes on, and the state there.
+def find(
+    folder: Path, run_identity: dict[str, Any], arithmetic: dict[str, int]
+) -> dict[str, Any] | None:
+    """Return what `read` needs of the checkpoint from which the run in `folder` goes on, as JSON.
 
-    The state has the shapes and shardings of `template`. If the run was killed before its first
-    checkpoint it goes on from the beginning, where there is no state.
+    None where it was killed before its first one: it goes on from the beginning.
 
     Raises:
         ValueError: no checkpoint is whole, it is of another run, or files have lost rows.
@@ -95,8 +94,7 @@ def find_start(
 
     checkpoints = folder / "checkpoints"
     if not checkpoint.steps(checkpoints):
-        note = "no checkpoint was written before the run ended: from the beginning"
-        return Start(notes=(note,)), None
+        return None
     found, damaged = checkpoint.find(checkpoints)
     metadata, step = found["metadata"], found["step"]
     what = f"{checkpoints / str(step)}"
@@ -116,7 +114,18 @@ def find_start(
         for what, there in metadata.get("arithmetic", {}).items()
         if there != arithmetic[what]
     ]
-    state = checkpoint.restore(checkpoints, template, step).state
+    return {"step": step, "metadata": metadata, "notes": notes, "damaged": list(damaged)}
+
+
+def read(folder: Path, found: dict[str, Any] | None, template: Any) -> tuple[Start, Any]:
+    """Return where the run goes on, and the state there, shaped and spread as `template` is."""
+    if found is None:
+        note = "no checkpoint was written before the run ended: from the beginning"
+        return Start(notes=(note,)), None
+    from jaxrl import checkpoint
+
+    metadata, step = found["metadata"], found["step"]
+    state = checkpoint.restore(folder / "checkpoints", template, step).state
     start = Start(
         step=step,
         num_updates=metadata["num_updates"],
@@ -127,8 +136,8 @@ def find_start(
         energy_points=tuple((u, J) for u, J in metadata["energy_points"]),
         sizes=metadata["sizes"],
         resumed_at=(*metadata["resumed_at"], step),
-        notes=tuple(notes),
-        damaged=tuple(damaged),
+        notes=tuple(found["notes"]),
+        damaged=tuple(found["damaged"]),
     )
     return start, state
 
@@ -153,7 +162,7 @@ def metadata_of(
     resumed_at: Sequence[int],
     arithmetic: dict[str, int],
 ) -> dict[str, Any]:
-    """What goes with the state; `find_start` reads it."""
+    """What goes with the state; `find` and `read` take it."""
     return {
         "identity": run_identity,
         "backend": jax.default_backend(),

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 
 from jaxrl.checks import check_count, check_real
-from train import _devices, _folder, _presets
+from train import _devices, _folder, _presets, _processes
 
 MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
 
@@ -45,6 +45,15 @@ class Options:
     lanes: Literal["side-by-side", "one-by-one"] = "side-by-side"
     """How several seeds share a device: side-by-side is fast; one-by-one makes each, bit for bit,
     the run of its seed alone, on however many devices."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes are one run (docs/machines.md); with it go
+    --num-processes and --process-id."""
+    num_processes: int | None = None
+    """How many processes are this run."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    distributed: Literal["auto", "slurm", "ompi", "mpi4py"] | None = None
+    """Let JAX find the other processes: auto takes Slurm, Open MPI, Kubernetes or Cloud TPU."""
     eval_episodes: int = 512
     """Episodes of the evaluation, the same for every seed (MicroRacer: as many unseen tracks)."""
     eval_every: int | None = None
@@ -95,6 +104,12 @@ class Options:
         if self.seed_devices is not None:
             check_count("seed_devices", self.seed_devices)
             _devices.check_seeds(self.num_seeds, self.seed_devices)
+        _processes.check(self.coordinator, self.num_processes, self.process_id)
+        if self.coordinator is not None and self.distributed is not None:
+            raise ValueError(
+                f"distributed = {self.distributed!r} contradicts coordinator = "
+                f"{self.coordinator!r}: give one of them"
+            )
         check_count("eval_episodes", self.eval_episodes)
         if self.eval_episodes > MAX_EPISODES:
             raise ValueError(f"eval_episodes = {self.eval_episodes} must be <= {MAX_EPISODES}")
@@ -185,6 +200,7 @@ FREE_TO_CHANGE = (
     *("threshold", "watts_per_core", "g_per_kwh", "resume", "list_envs"),
     # rounding may depend on these, which is told then
     *("seed_devices", "env_devices", "lanes"),
+    *("coordinator", "num_processes", "process_id", "distributed"),
 )
 
 
@@ -233,7 +249,10 @@ def _refuse_change(name: str, given: Any, there: Any, folder: Path) -> None:
 # config.json --------------------------------------------------------------------------------------
 
 # of the options, what config.json does not hold: where the run is and how it is shown
-NOT_STORED = ("runs_dir", "name", "overwrite", "progress", "compilation_cache", "list_envs")
+NOT_STORED = (
+    *("runs_dir", "name", "overwrite", "progress", "compilation_cache", "list_envs"),
+    *("coordinator", "num_processes", "process_id", "distributed"),
+)
 
 
 def run_as_json(agent: str, options: Options, env_kwargs: dict[str, Any], config: Any) -> Any:

@@ -46,7 +46,8 @@ from jaxrl.replay import device_memory
 from jaxrl.sharding import ENVS, SEEDS, SpreadTrain
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _checkpoint, _cli, _cost, _devices, _folder, _report
+from train import _checkpoint, _cli, _cost, _devices, _folder, _processes, _report
+from train._processes import Processes
 from train._progress import Progress
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Run:
     start: _checkpoint.Start = field(default_factory=_checkpoint.Start)
     state: Any = None  # at `start`, where that is a checkpoint
     identity: dict[str, Any] = field(default_factory=dict)  # where checkpoints are written
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def train(self) -> Train[Any]:
@@ -97,7 +99,8 @@ def main(agent: ModuleType, argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: training diverged, or a file could not be written. 2: wrong input, nothing was
     started. 130: stopped by Ctrl-C. 143: stopped by SIGTERM. Where checkpoints are written, a run
-    stopped by a signal has saved one: --resume goes on with it.
+    stopped by a signal has saved one: --resume goes on with it. Of several processes each returns
+    the same, unless one was lost: 1 in the others, or JAX ends them (134, SIGABRT).
     """
     return _cli.exit_code(lambda: prepare(agent, argv))
 
@@ -112,9 +115,36 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
+    _devices.make_cpu_devices(options, options.num_processes or 1)
+    processes = _processes.start(options)
+    with processes.guarded():
+        run = check_and_make(agent, options, config, processes, argv)
+    if isinstance(run, str):
+        return lambda: print(run) or 0
+
+    def go() -> int:
+        with processes.guarded():
+            code = execute(run)
+            processes.finish()
+        return code
+
+    return go
+
+
+def check_and_make(
+    agent: ModuleType,
+    options: _cli.Options,
+    config: Any,
+    processes: Processes,
+    argv: Sequence[str] | None,
+) -> Run | str:
+    """Return a run that has passed all checks, its folder made; or why there is nothing to do.
+
+    Raises:
+        ValueError, OSError: wrong input, in one sentence.
+    """
     env_kwargs = _cli.parse_pairs("env_kwargs", options.env_kwargs)
     train_params = _cli.parse_pairs("train_params", options.train_params)
-    _devices.make_cpu_devices(options)
     from train import _envs  # takes seconds (gymnax): wrong options are refused before
 
     agent_name = agent.__name__.rpartition(".")[2]
@@ -123,13 +153,21 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.resume is None:
         name = options.name or f"{options.env}__{agent_name}__seed{options.seed}"
         folder = Path(options.runs_dir) / name
-        _folder.check_folder(folder, options.overwrite)
     else:
         folder = Path(options.resume)
+
+    def check_folder() -> bool:
+        """Whether the run is finished already."""
+        if options.resume is None:
+            _folder.check_folder(folder, options.overwrite)
+            return False
         if _folder.status(folder) == "finished":
-            print(f"the run in {folder} is finished: there is nothing to go on with")
-            return lambda: 0
+            return True
         check_resume(folder)
+        return False
+
+    if processes.from_first(check_folder):
+        return f"the run in {folder} is finished: there is nothing to go on with"
 
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
@@ -142,22 +180,33 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     identity, start, state = {}, _checkpoint.Start(), None
     if options.checkpoint_every is not None:
         identity = _checkpoint.identity(agent_name, options.env, setup, options.seeds, config)
+        processes.say_how_to_go_on(f"Start all processes again with --resume {folder}.")
+    else:
+        processes.say_how_to_go_on(
+            "Nothing was saved, as there is no --checkpoint-every: start all processes again."
+        )
     command = shlex.join(
         ["python", "-m", f"train.{agent_name}", *(sys.argv[1:] if argv is None else argv)]
     )
-    if options.resume is None:
+
+    def make_folder() -> None:
         _folder.make_folder(folder)
         settings = _cli.run_as_json(agent_name, options, setup.kwargs, config)
         settings |= {"jaxrl": jaxrl.__version__, "command": command}
         _folder.write_json(folder / "config.json", settings)
+
+    if options.resume is None:
+        processes.from_first(make_folder)
     else:
-        template = spread.shapes(seed_keys(options.seeds))
-        start, state = _checkpoint.find_start(
-            folder, identity, template, arithmetic(spread, options)
+        found = processes.from_first(
+            lambda: _checkpoint.find(folder, identity, arithmetic(spread, options))
         )
+        template = spread.shapes(seed_keys(options.seeds))
+        start, state = _checkpoint.read(folder, found, template)
         sizes_until(chunk_sizes(train.num_updates), start.num_updates)
-    run = Run(agent, options, config, setup, spread, folder, command, start, state, identity)
-    return lambda: execute(run)
+    return Run(
+        agent, options, config, setup, spread, folder, command, start, state, identity, processes
+    )
 
 
 def check_resume(folder: Path) -> None:
@@ -203,8 +252,10 @@ def arithmetic(spread: SpreadTrain, options: _cli.Options) -> dict[str, int]:
 
 def execute(run: Run) -> int:
     """Train, evaluate, draw, sum up; return the exit code."""
-    with _folder.lock(run.folder), sigterm_raises():
-        return execute_locked(run, Console())
+    is_first = run.processes.is_first
+    lock = _folder.lock(run.folder) if is_first else contextlib.nullcontext()
+    with lock, sigterm_raises():
+        return execute_locked(run, Console(quiet=not is_first))
 
 
 def execute_locked(run: Run, console: Console) -> int:
@@ -215,16 +266,18 @@ def execute_locked(run: Run, console: Console) -> int:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     try:
         # before the run: what can fail here must not cost one
-        cost = _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
+        cost = count_cost(run) if run.processes.is_first else None
         outcome = train_seeds(run, console)
     except KeyboardInterrupt as stop:
         console.print(f"interrupted; {folder} keeps what was written so far")
-        return exit_code_of(stop)
+        return run.processes.leave(exit_code_of(stop))
     except OSError as error:
         console.print(f"[bold red]stopped:[/] {escape(str(error))}", highlight=False)
         if options.checkpoint_every is not None:
             console.print(f"when that is mended, go on with --resume {folder}", highlight=False)
-        return 1
+        return run.processes.leave(1)
+    if cost is None:
+        return follow(run, outcome)
     summary: dict[str, Any] = {
         "status": outcome.status,
         "env": options.env,
@@ -270,14 +323,15 @@ def execute_locked(run: Run, console: Console) -> int:
             console.print(f"[bold red]stopped:[/] {outcome.message}", highlight=False)
             code = 1
         else:
-            saved = save_policies(run, outcome)
+            saved = policies_of(run, outcome)
+            save_policies(run, saved)
             if outcome.status == "interrupted":
                 shutil.copyfile(policy_path(folder, options.seed), folder / "policy.msgpack")
                 code = outcome.exit_code
             else:
                 summary.update(evaluate_and_draw(run, outcome, saved, console))
     except KeyboardInterrupt as stop:
-        summary["status"], code = "interrupted", exit_code_of(stop)
+        summary["status"], code = "interrupted", run.processes.leave(exit_code_of(stop))
     except ValueError as error:
         if "not finite" not in str(error):
             raise
@@ -299,6 +353,28 @@ def execute_locked(run: Run, console: Console) -> int:
         soft_wrap=True,
     )
     return code
+
+
+def count_cost(run: Run) -> _cost.RunCost:
+    """Count what a seed costs."""
+    return _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
+
+
+def follow(run: Run, outcome: "Outcome") -> int:
+    """Do the part of a process that is not the first in what comes after training."""
+    if outcome.status == "diverged":
+        return 1
+    try:
+        policies_of(run, outcome)
+    except ValueError:  # which the first one tells
+        return 1
+    if outcome.status == "interrupted":
+        return outcome.exit_code
+    try:
+        evaluate(run, outcome)
+    except KeyboardInterrupt as stop:
+        return run.processes.leave(exit_code_of(stop))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -333,6 +409,7 @@ class Boundary:
     metrics: Any
     evaluation: dict[str, jax.Array] | None  # still being computed
     snapshot: Any  # the state on the host, to be saved; or None
+    vote: Any  # on whether to stop, where there are other processes
 
 
 def train_seeds(run: Run, console: Console) -> Outcome:
@@ -341,7 +418,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
     The metrics of a chunk are read while the next one runs: writing them costs the run nothing.
     Evaluation and checkpoint take copies of the state: the next chunk takes the state itself.
     """
-    options, train, start = run.options, run.train, run.start
+    options, train, start, processes = run.options, run.train, run.start, run.processes
     sizes = chunk_sizes(train.num_updates)
     done_before = sizes_until(sizes, start.num_updates)
     what = f"{options.num_seeds} seed(s) of {train.total_steps:,} steps{_devices.told(run.spread)}"
@@ -362,31 +439,41 @@ def train_seeds(run: Run, console: Console) -> Outcome:
     with ExitStack() as stack:
         meter = stack.enter_context(EnergyMeter(watts_per_core=options.watts_per_core))
         energy_log = _cost.EnergyLog(meter, list(start.energy_points), start.run_energy)
-        tensorboard = stack.enter_context(
-            sinks.tensorboard_sink(run.folder / "tensorboard", start.wall_s)
-        )
-        done, curve = read_rows(run, done_before)
-        for chunk in (*done, *curve):
-            tensorboard(chunk)
-        to_file, curve_to_file = (
-            stack.enter_context(sinks.csv_sink(run.folder / name, append=start.num_updates > 0))
-            for name in _folder.GROWING
-        )
-        all_sinks: list[Sink] = [to_file, tensorboard, energy_log]
-        if options.progress:
-            progress = Progress(console, train.num_updates)
-            all_sinks.append(stack.enter_context(progress))
+        done: list[Chunk] = []
+        all_sinks: list[Sink] = [energy_log]
+        curve_sinks: list[Sink] = []
+        if processes.is_first:
+            tensorboard = stack.enter_context(
+                sinks.tensorboard_sink(run.folder / "tensorboard", start.wall_s)
+            )
+            done, curve = read_rows(run, done_before)
+            for chunk in (*done, *curve):
+                tensorboard(chunk)
+            to_file, curve_to_file = (
+                stack.enter_context(sinks.csv_sink(run.folder / name, append=start.num_updates > 0))
+                for name in _folder.GROWING
+            )
+            all_sinks += [to_file, tensorboard]
+            curve_sinks += [curve_to_file, tensorboard]
+            if options.progress:
+                progress = Progress(console, train.num_updates)
+                all_sinks.append(stack.enter_context(progress))
         checkpoints = open_checkpoints(run, stack)
         asked_to_stop = stack.enter_context(first_interrupt_asks())
         since_saved: list[Chunk] = []
+        num_done = start.num_updates
+        agreed = 0  # the exit code of a signal that some process has had; of several processes
+        stack.enter_context(processes.guarded())  # innermost: what is left could wait for ever
         began = time.perf_counter() - start.wall_s
 
         def read(end: Boundary) -> str:
             """Wait for a chunk and pass it on; return what is wrong with it, or nothing."""
+            nonlocal agreed, num_done
             metrics = jax.device_get(end.metrics)
             wall_s = time.perf_counter() - began
             seeds, per_update = options.seeds, train.steps_per_update
             chunk = Chunk(seeds, end.first_update, per_update, wall_s, metrics)
+            num_done = chunk.last_update
             done.append(chunk)
             since_saved.append(chunk)
             for sink in all_sinks:
@@ -396,8 +483,10 @@ def train_seeds(run: Run, console: Console) -> Outcome:
                 columns = curve_columns(rows, run.setup.endings)
                 wall_s = time.perf_counter() - began
                 point = Chunk(seeds, chunk.last_update - 1, per_update, wall_s, columns)
-                curve_to_file(point)
-                tensorboard(point)
+                for sink in curve_sinks:
+                    sink(point)
+            if end.vote is not None:
+                agreed = max(agreed, int(end.vote))
             bad = sinks.find_non_finite(chunk)
             if bad is not None:
                 seed, update, name = bad
@@ -409,7 +498,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
                 assert checkpoints is not None
                 metadata = _checkpoint.metadata_of(
                     run_identity=run.identity,
-                    sizes=_folder.sync(run.folder),
+                    sizes=_folder.sync(run.folder) if processes.is_first else {},
                     num_updates=chunk.last_update,
                     wall_s=time.perf_counter() - began,
                     compile_s=compile_s,
@@ -429,9 +518,12 @@ def train_seeds(run: Run, console: Console) -> Outcome:
         message, first, waiting = "", start.num_updates, None
         for size in sizes[len(done_before) :]:
             state, metrics = programs.chunks[size](state)  # at once: runs while the last is read
+            vote = processes.vote(asked_to_stop.exit_code)
             if waiting is not None:
                 message = read(waiting)
-            last, stops = first + size, bool(message) or asked_to_stop.is_set()
+            # of several processes none stops by itself: what all have heard of counts
+            asked = asked_to_stop.exit_code if processes.alone else agreed
+            last, stops = first + size, bool(message or asked)
             evaluation = snapshot = None
             if programs.evaluate is not None and is_due(run, eval_every(run), first, last):
                 evaluation = programs.evaluate(state)
@@ -439,7 +531,7 @@ def train_seeds(run: Run, console: Console) -> Outcome:
                 is_end = stops or last == train.num_updates
                 if is_end or is_due(run, options.checkpoint_every, first, last):
                     snapshot = _checkpoint.to_host(state)
-            waiting = Boundary(first, metrics, evaluation, snapshot)
+            waiting = Boundary(first, metrics, evaluation, snapshot, vote)
             first = last
             if stops:
                 break
@@ -451,14 +543,13 @@ def train_seeds(run: Run, console: Console) -> Outcome:
         run_s = time.perf_counter() - began
         used = _cost.RunEnergy(compile_energy, energy_log.so_far(), energy_log)
 
-    num_done = done[-1].last_update
-    code = asked_to_stop.exit_code
+    code = asked_to_stop.exit_code if processes.alone else agreed
     # at the last moment Ctrl-C comes too late, SIGTERM leaves no time for the evaluation
     is_done = num_done == train.num_updates and code != TERMINATED
     status = "diverged" if message else "finished" if is_done else "interrupted"
     metrics = {
         name: np.concatenate([chunk.metrics[name] for chunk in done], axis=1)
-        for name in done[0].metrics
+        for name in (done[0].metrics if done else ())
     }
     env_steps = num_done * train.steps_per_update
     return Outcome(state, metrics, env_steps, compile_s, run_s, used, status, message, code)
@@ -509,7 +600,7 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
 
 def begin(run: Run, programs: Programs) -> Any:
     """Return the state to go on from, the folder brought back to where it was then."""
-    if run.options.resume is not None:
+    if run.options.resume is not None and run.processes.is_first:
         _folder.cut(run.folder, run.start.sizes)
     if programs.init is None:
         return run.state
@@ -537,7 +628,7 @@ def open_checkpoints(run: Run, stack: ExitStack) -> "Checkpoints | None":
     from jaxrl import checkpoint
 
     folder = run.folder / "checkpoints"
-    for step in run.start.damaged:
+    for step in run.start.damaged if run.processes.is_first else ():
         checkpoint.set_aside(folder, step)
     return stack.enter_context(checkpoint.Checkpoints(folder, run.options.keep_checkpoints))
 
@@ -650,12 +741,16 @@ def policy_path(folder: Path, seed: int) -> Path:
     return folder / "policies" / f"seed_{seed}.msgpack"
 
 
-def save_policies(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
-    """Save the policy of every seed."""
+def policies_of(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
+    """The policy of every seed, on the host, in every process.
+
+    Raises:
+        ValueError: one holds a number that is not finite.
+    """
     env, params = run.setup.env, run.setup.params
     action, obs_shape = spaces.read(env, params)
     all_policies = jax.device_get(run.spread.readable(run.agent.get_policy(outcome.state)))
-    saved = []
+    found = []
     for lane, seed in enumerate(run.options.seeds):
         one = policy.SavedPolicy(
             agent=run.agent_name,
@@ -667,9 +762,25 @@ def save_policies(run: Run, outcome: Outcome) -> list[policy.SavedPolicy]:
             seed=seed,
             policy=jax.tree.map(lambda x, lane=lane: x[lane], all_policies),
         )
-        policy.save_policy(policy_path(run.folder, seed), one)
-        saved.append(one)
-    return saved
+        policy.check_finite(one.policy, f"policy of seed {seed}")
+        found.append(one)
+    return found
+
+
+def save_policies(run: Run, policies: Sequence[policy.SavedPolicy]) -> None:
+    """Save the policy of every seed."""
+    for one in policies:
+        policy.save_policy(policy_path(run.folder, one.seed), one)
+
+
+def evaluate(run: Run, outcome: Outcome) -> _report.Rows:
+    """Evaluate all policies, each where its seed is; all processes have the rows."""
+    act = run.agent.make_act(run.config, *spaces.read(run.setup.env, run.setup.params))
+    policies = run.agent.get_policy(outcome.state)
+    evaluate = _report.compile_evaluation(
+        run.setup, act, policies, EVAL_SEED, run.options.eval_episodes, run.spread
+    )
+    return jax.device_get(evaluate(policies))
 
 
 def evaluate_and_draw(
@@ -678,12 +789,7 @@ def evaluate_and_draw(
     """Evaluate all policies, keep and animate the best; return entries of the summary."""
     options, folder, setup = run.options, run.folder, run.setup
     began = time.perf_counter()
-    act = saved[0].act_fn()
-    policies = run.agent.get_policy(outcome.state)
-    evaluate = _report.compile_evaluation(
-        setup, act, policies, EVAL_SEED, options.eval_episodes, run.spread
-    )
-    rows = jax.device_get(evaluate(policies))
+    rows = evaluate(run, outcome)
     eval_s = time.perf_counter() - began
     _report.write_episodes(folder / "evaluation.csv", options.seeds, rows)
     per_seed = [
@@ -702,7 +808,7 @@ def evaluate_and_draw(
             console.print(f"no animation: there is no picture of {options.env}", highlight=False)
         else:
             shown = setup.animate(
-                lambda obs: act(saved[best].policy, obs),
+                lambda obs: saved[best].act_fn()(saved[best].policy, obs),
                 EVAL_SEED,
                 options.eval_episodes,
                 folder / "animation.gif",
@@ -751,5 +857,6 @@ def machine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
     }
