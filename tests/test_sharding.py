@@ -1,6 +1,11 @@
 """Runs spread over eight forced CPU devices: the same learning as on one."""
 
+import os
+import socket
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import gymnax
 import jax
@@ -9,9 +14,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxrl import checkpoint
 from jaxrl.agents import ppo, sac
 from jaxrl.sharding import SpreadTrain, make_mesh, spread
 
+ROOT = Path(__file__).parents[1]
 NUM_ENVS, UPDATES = 16, 10
 PPO = ppo.Config(num_envs=NUM_ENVS, num_steps=16, total_steps=16 * 16 * UPDATES, hidden=(16,))
 SAC = sac.Config(
@@ -124,3 +131,78 @@ def test_a_mesh_of_one_device_is_the_plain_run():
     run = spread(train("ppo"), make_mesh(), NUM_ENVS)
     _, found = ran(run, jnp.stack([KEYS[5]]))
     jax.tree.map(np.testing.assert_array_equal, lane(found, 0), alone("ppo", 5))
+
+
+# several processes --------------------------------------------------------------------------------
+
+TWO_PROCESSES = """
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+folder, coordinator, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(coordinator, 2, index, initialization_timeout=120)
+
+from jaxrl import checkpoint, sharding
+from jaxrl.types import Train
+
+
+@struct.dataclass
+class State:
+    total: jax.Array
+    actors: jax.Array  # one number for each of two environments
+    key: jax.Array
+
+
+def update(state):
+    total = state.total + state.actors.sum()
+    return state.replace(total=total, actors=state.actors + 1.0), {"total": total}
+
+
+train = Train(lambda key: State(jnp.zeros(()), jnp.zeros(2), key), update, 6, 2)
+keys = jax.random.split(jax.random.key(0), 2)
+for mesh in (sharding.make_mesh(2, 1), sharding.make_mesh(1, 2)):
+    run = sharding.spread(train, mesh, 2)
+    states, metrics = run.run(run.init(keys), 3)
+    # 0, then 2 of two environments at 1, then 4: the sums after each
+    np.testing.assert_array_equal(np.asarray(metrics["total"]), [[0.0, 2.0, 6.0]] * 2)
+    place = f"{folder}/{mesh.shape['envs']}"
+    with checkpoint.Checkpoints(place) as checkpoints:
+        snapshot = checkpoint.to_host(states)
+        run.run(states, 1)  # takes the states: the snapshot is a copy
+        checkpoints.save(3, snapshot, {"note": 1}, score=2.0)
+    restored = checkpoint.restore(place, run.shapes(keys))
+    assert (restored.step, restored.metadata, restored.score) == (3, {"note": 1}, 2.0)
+    where = jax.tree.map(lambda x: x.sharding, restored.state)
+    assert where == run.shardings(restored.state)
+    _, metrics = run.run(restored.state, 3)
+    np.testing.assert_array_equal(np.asarray(metrics["total"]), [[12.0, 20.0, 30.0]] * 2)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_run_save_and_restore(tmp_path):
+    """Over two processes, lanes and then environments: the sums by hand, also after a restore."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), coordinator]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(i)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    # what two processes wrote, one reads: lane 1 after three updates
+    shapes = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    found, _ = checkpoint.find(tmp_path / "1")
+    assert [leaf["shape"] for leaf in found["leaves"]] == [[*x.shape] for x in shapes] + [[2]]
+    arrays = checkpoint._read_arrays(tmp_path / "1" / "3", ["00000", "00001", "00002"])
+    np.testing.assert_array_equal(arrays["00000"], [6.0, 6.0])
+    np.testing.assert_array_equal(arrays["00001"], np.full((2, 2), 3.0))

@@ -116,6 +116,7 @@ def one_process(agent, folder, num_seeds):
     assert script.main(argv(agent, folder, num_seeds, *EXACT)) == 0
 
 
+@pytest.mark.slow  # three processes, each of which imports for eight seconds
 @pytest.mark.timeout(600)
 def test_two_processes_are_the_run_of_one_bit_for_bit(tmp_path, cache):
     processes = start("q_learning", argv("q_learning", tmp_path / "two", 2), 2, cache)
