@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 
 from jaxrl.checks import check_count, check_real
-from train import _devices, _folder, _presets, _processes
+from train import _folder, _presets, _processes
 
 MAX_EPISODES = 30_000  # of one evaluation: MicroRacer needs 0.4 MB of track for each
 
@@ -103,7 +103,6 @@ class Options:
         check_count("env_devices", self.env_devices)
         if self.seed_devices is not None:
             check_count("seed_devices", self.seed_devices)
-            _devices.check_seeds(self.num_seeds, self.seed_devices)
         _processes.check(self.coordinator, self.num_processes, self.process_id)
         if self.coordinator is not None and self.distributed is not None:
             raise ValueError(

@@ -54,6 +54,24 @@ def spread(options: "Options", train: Train[Any], num_envs: int) -> SpreadTrain:
     return sharding.spread(train, mesh, num_envs, options.lanes.replace("-", " "))
 
 
+def spread_agents(options: "Options", train: Train[Any]) -> SpreadTrain:
+    """Return what spreads a sweep's agents, settings times seeds, over devices.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    num_devices, available = options.seed_devices, jax.local_device_count()
+    if num_devices is None:
+        num_devices = 1 if jax.default_backend() == "cpu" else available
+    if num_devices > available:
+        raise ValueError(
+            f"seed_devices = {num_devices}, but there are {available} {jax.default_backend()} "
+            "device(s): lower it"
+        )
+    mesh = sharding.make_mesh(num_devices)
+    return sharding.spread(train, mesh, 1, options.lanes.replace("-", " "))
+
+
 def choose_seed_devices(options: "Options") -> int:
     """As many as are asked for; else all there are of several accelerators, and 1 on CPU.
 

@@ -29,7 +29,7 @@ from scipy.stats import bootstrap, trim_mean
 from jaxrl import sinks, spaces
 from jaxrl.replay import device_memory
 from jaxrl.types import Train
-from train import _cli, _report, _run
+from train import _cli, _devices, _report, _run
 
 if TYPE_CHECKING:
     from train._envs import EnvSetup
@@ -309,29 +309,49 @@ def run_program(
         act = agent.make_act(dataclasses.replace(config, **ours), action, obs_shape)
         return act(lane[1], obs)
 
-    init = jax.jit(jax.vmap(lambda values, key: train_of(values).init(key)))
+    spread = _devices.spread_agents(sweep.options, program.train)
+    by_lane, everywhere = spread.by_lane, spread.everywhere
+    num_devices = spread.mesh.size
+    init = jax.jit(
+        lambda values, keys: spread.each(lambda lane: train_of(lane[0]).init(lane[1]))(
+            (values, keys)
+        ),
+        in_shardings=by_lane,
+        out_shardings=by_lane,
+    )
 
     def runner(num_updates: int) -> Any:
+        each = spread.each(lambda lane: train_of(lane[0]).run(lane[1], num_updates))
         return jax.jit(
-            jax.vmap(lambda values, state: train_of(values).run(state, num_updates)),
+            lambda values, state: each((values, state)),
+            in_shardings=by_lane,
+            out_shardings=(by_lane, everywhere),
             donate_argnums=1,
         )
 
+    def inputs_of(lanes: Sequence[Lane]) -> Any:
+        return jax.device_put(inputs(lanes), by_lane)
+
+    # from here on numbers of lanes are those of one device
     def shapes(num_lanes: int) -> tuple[Any, Any, Any]:
-        some = list(itertools.islice(itertools.cycle(lanes), num_lanes))
+        some = list(itertools.islice(itertools.cycle(lanes), num_lanes * num_devices))
         values, keys = inputs(some)
         return values, keys, jax.eval_shape(init, values, keys)
 
+    wanted = -(-len(lanes) // num_devices)
     budget = memory_budget(sweep.max_memory)
-    most = min(len(lanes), sweep.max_lanes or len(lanes))
+    most = min(wanted, max(1, (sweep.max_lanes or len(lanes)) // num_devices))
     if budget is not None:
+        if jax.default_backend() == "cpu":  # its devices share one memory
+            budget /= num_devices
         # XLA does not count constants: the environment's arrays, and their copies in two programs
         arrays = [x for x in jax.tree.leaves(setup.params) if isinstance(x, jax.Array)]
         budget = max(budget - 3 * num_bytes(arrays), 0.0)
         # no need to compile for agents whose states alone are too many
-        most = min(most, int(budget / num_bytes(shapes(1)[2])))
+        state_bytes = num_bytes(shapes(1)[2]) // num_devices
+        most = min(most, int(budget / state_bytes))
         if not most:
-            raise too_large("one agent's state", num_bytes(shapes(1)[2]), budget)
+            raise too_large("one agent's state", state_bytes, budget)
     sizes = _run.chunk_sizes(program.train.num_updates)
     began = time.perf_counter()
 
@@ -341,31 +361,39 @@ def run_program(
 
     most, compiled = fit(compile_run, most, budget, "one agent")
     # chunks of nearly one size: fewer lanes are run twice to fill the last one
-    num_lanes = -(-len(lanes) // -(-len(lanes) // most))
+    num_lanes = -(-wanted // -(-wanted // most))
     values, keys, state = shapes(num_lanes)
     compiled_init = init.lower(values, keys).compile()
     runs = {sizes[0]: compiled if num_lanes == most else compile_run(num_lanes)}
     for size in set(sizes[1:]) - set(sizes[:1]):
         runs[size] = runner(size).lower(values, state).compile()
-    evaluation, eval_params, eval_keys = _report.evaluation(
+    over_episodes, eval_params, eval_keys = _report.episodes_of(
         setup, act, _run.EVAL_SEED, sweep.options.eval_episodes
+    )
+    eval_params, eval_keys = spread.on_every_device((eval_params, eval_keys))
+    evaluation = jax.jit(
+        spread.each(over_episodes, num_shared=2),
+        in_shardings=(by_lane, everywhere, everywhere),
+        out_shardings=everywhere,
     )
     policies = jax.eval_shape(agent.get_policy, state)
 
     def compile_evaluation(num: int) -> Any:
         some = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype), (values, policies)
+            lambda x: jax.ShapeDtypeStruct((num * num_devices, *x.shape[1:]), x.dtype),
+            (values, policies),
         )
         return evaluation.lower(some, eval_params, eval_keys).compile()
 
     num_evaluated, evaluate = fit(compile_evaluation, num_lanes, budget, "one agent's evaluation")
     compile_s = time.perf_counter() - began
 
+    num_lanes, num_evaluated = num_lanes * num_devices, num_evaluated * num_devices
     chunks = [lanes[i : i + num_lanes] for i in range(0, len(lanes), num_lanes)]
     for i, chunk in enumerate(chunks):
         began = time.perf_counter()
         full = list(itertools.islice(itertools.cycle(chunk), num_lanes))  # one shape for all
-        values, keys = inputs(full)
+        values, keys = inputs_of(full)
         state = compiled_init(values, keys)
         diverged = np.zeros(num_lanes, bool)
         for size in sizes:
@@ -374,7 +402,9 @@ def run_program(
             if diverged.all():
                 break
         policies = agent.get_policy(state)
-        rows = evaluate_lanes((values, policies), evaluate, num_evaluated, eval_params, eval_keys)
+        rows = evaluate_lanes(
+            (values, policies), evaluate, num_evaluated, eval_params, eval_keys, by_lane
+        )
         results = [
             {
                 "lane": lane.id,
@@ -407,7 +437,12 @@ def inputs(lanes: Sequence[Lane]) -> tuple[dict[str, jax.Array], jax.Array]:
 
 
 def evaluate_lanes(
-    lanes: Any, evaluate: Any, num_at_once: int, params: Any, keys: jax.Array
+    lanes: Any,
+    evaluate: Any,
+    num_at_once: int,
+    params: Any,
+    keys: jax.Array,
+    by_lane: jax.sharding.Sharding,
 ) -> _report.Rows:
     """Evaluate all lanes, leaves (num_lanes, ...), `num_at_once` in a call."""
     num_lanes = jax.tree.leaves(lanes)[0].shape[0]
@@ -415,6 +450,7 @@ def evaluate_lanes(
     for first in range(0, num_lanes, num_at_once):
         index = np.minimum(np.arange(first, first + num_at_once), num_lanes - 1)
         some = jax.tree.map(lambda x, index=index: x[index], lanes)
+        some = jax.device_put(some, by_lane)
         rows = _report.rows_of(jax.device_get(evaluate(some, params, keys)))
         parts.append({name: value[: num_lanes - first] for name, value in rows.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -114,6 +114,8 @@ def prepare(argv: list[str]) -> Callable[[], int]:
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
+    check_one_process(options)
+    _devices.make_cpu_devices(options)
     from train import _envs, _sweep  # takes seconds (gymnax): wrong options are refused before
 
     axes = _sweep.parse_axes(agent.Config, known.grid, known.uniform, known.log_uniform)
@@ -173,7 +175,7 @@ def prepare(argv: list[str]) -> Callable[[], int]:
         for i, (static, one) in enumerate(zip(statics, configs, strict=True))
     ]
     for program in programs:
-        _run.check_memory(_devices.spread(options, program.train, 1), 1)
+        _run.check_memory(_devices.spread_agents(options, program.train), 1)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -182,6 +184,17 @@ def prepare(argv: list[str]) -> Callable[[], int]:
     )
     make_folder(folder, spec, fresh=finished is None)
     return lambda: execute(sweep, axes, spec, folder, finished or {})
+
+
+def check_one_process(options: _cli.Options) -> None:
+    """Raise ValueError if several processes are asked for, or environments over devices."""
+    for name, default in (("coordinator", None), ("distributed", None), ("env_devices", 1)):
+        value = getattr(options, name)
+        if value != default:
+            raise ValueError(
+                f"{name} = {value!r} is for single runs: a sweep is of one process, which spreads "
+                "agents over its devices (--seed-devices)"
+            )
 
 
 def _refuse(message: str) -> None:

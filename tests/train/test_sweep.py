@@ -71,6 +71,21 @@ def test_lanes_are_the_single_runs_of_their_settings(whole):
     assert len(others) == 8  # every other lane is another agent
 
 
+@pytest.mark.slow
+def test_agents_over_three_devices_are_the_same(whole, tmp_path):
+    """Ten agents, two on each of three devices: two chunks, the second filled up."""
+    more = ("--max-agents", "6", "--seed-devices", "3")
+    assert run(tmp_path / "s", *SWEPT, *TINY, *more) == 0
+    assert len(list((tmp_path / "s").glob("chunks/*.json"))) == 2
+    here, there = agents_of(tmp_path / "s"), agents_of(whole)
+    assert here.keys() == there.keys()
+    for agent, row in there.items():
+        assert here[agent]["diverged"] == row["diverged"]
+        if row["return_mean"]:
+            expected = pytest.approx(float(row["return_mean"]), rel=1e-4)
+            assert float(here[agent]["return_mean"]) == expected
+
+
 def test_the_files_are_complete_and_agree(whole):
     assert {path.name for path in whole.iterdir()} == set(sweep.FILES)
     summary = json.loads((whole / "summary.json").read_text())
@@ -326,6 +341,9 @@ def test_an_agent_that_does_not_fit_is_told(tmp_path, capsys):
         (["--max-memory", "-1"], ["max_memory = -1.0"]),
         (["--max-agents", "0"], ["max_agents = 0"]),
         (["--sample-seed", "x"], ["sample_seed = 'x'"]),
+        (["--seed-devices", "9"], ["seed_devices = 9", "there are 8 cpu"]),
+        (["--env-devices", "2"], ["env_devices = 2", "single runs"]),
+        (["--distributed", "auto"], ["distributed = 'auto'", "one process"]),
         (["--frobnicate", "1"], ["frobnicate"]),
     ],
 )
