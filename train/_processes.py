@@ -144,10 +144,11 @@ class Processes:
         return self._vote(jax.make_array_from_callback(codes.shape, sharding, lambda i: codes[i]))
 
     @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
+    def guarded(self, refusals: bool = False) -> Iterator[None]:
         """Turn the loss of another process into one sentence; end at once, without waiting for it.
 
-        An error of this process alone ends it at once as well: the others then lose it.
+        An error of this process alone ends it at once as well: the others then lose it. With
+        `refusals` a ValueError or OSError is wrong input, of which all processes hear.
         """
         try:
             yield
@@ -163,7 +164,8 @@ class Processes:
                     f"error: {self.name} has lost another one ({reason}). {self.remedy}",
                     file=sys.stderr,
                 )
-            elif isinstance(error, ValueError | OSError):
+            elif refusals and isinstance(error, ValueError | OSError):
+                self.close()
                 raise
             else:
                 traceback.print_exc()
@@ -187,10 +189,11 @@ class Processes:
 
     def last_words(self, line: str) -> None:
         """Set what the watcher says if this process ends without a word of its own."""
-        if self.watcher is not None and self.watcher.stdin is not None:
+        pipe = None if self.watcher is None else self.watcher.stdin
+        if pipe is not None and not pipe.closed:
             with contextlib.suppress(OSError):  # it has been killed: nothing depends on it
-                self.watcher.stdin.write(line.replace("\n", " ") + "\n")
-                self.watcher.stdin.flush()
+                pipe.write(line.replace("\n", " ") + "\n")
+                pipe.flush()
 
     def close(self) -> None:
         """Let the watcher go: there is nothing for it to say."""

@@ -117,10 +117,11 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     options.check()
     _devices.make_cpu_devices(options, options.num_processes or 1)
     processes = _processes.start(options)
-    with processes.guarded():
+    with processes.guarded(refusals=True):
         run = check_and_make(agent, options, config, processes, argv)
-    if isinstance(run, str):
-        return lambda: print(run) or 0
+        if isinstance(run, str):
+            processes.finish()
+            return lambda: print(run) or 0
 
     def go() -> int:
         with processes.guarded():
@@ -463,7 +464,8 @@ def train_seeds(run: Run, console: Console) -> Outcome:
         since_saved: list[Chunk] = []
         num_done = start.num_updates
         agreed = 0  # the exit code of a signal that some process has had; of several processes
-        stack.enter_context(processes.guarded())  # innermost: what is left could wait for ever
+        # innermost: what is left afterwards could wait for ever
+        stack.enter_context(processes.guarded(refusals=True))
         began = time.perf_counter() - start.wall_s
 
         def read(end: Boundary) -> str:

@@ -207,6 +207,32 @@ def test_environments_over_two_processes_learn_the_same(tmp_path, cache):
     np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_the_first_process_refuses_all_refuse(tmp_path, cache):
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    said = finish(start("q_learning", argv("q_learning", folder, 2), 2, cache), code=2)
+    for _, error in said:
+        (line,) = [line for line in error.splitlines() if "error" in line]
+        assert line.startswith(f"error: {folder} exists and does not hold a run")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_waits_in_vain_says_so(tmp_path):
+    script = "from train import _processes, q_learning; _processes.JOIN_S = 3; q_learning.main()"
+    more = ["--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "1"]
+    command = [sys.executable, "-c", script, *argv("q_learning", tmp_path / "run", 2), *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (2, -signal.SIGABRT)
+    assert "error: coordinator = 127.0.0.1:1, process_id = 1: " in done.stderr
+    assert "same coordinator" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 # what is refused, and the last words --------------------------------------------------------------
 
 
