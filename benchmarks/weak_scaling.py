@@ -39,9 +39,9 @@ class Options:
     """Environments of a process."""
     num_steps: int = 128
     """Steps of each environment between two updates."""
-    num_updates: int = 200
+    num_updates: int = 150
     """Updates of every run."""
-    repeats: int = 2
+    repeats: int = 1
     """Runs of each kind, in alternation; the fastest counts."""
     json: Path | None = ROOT / "benchmarks" / "results" / "weak_scaling.json"
     """Where the results go."""

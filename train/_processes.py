@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from train._cli import Options
 
 JOIN_S = 300  # for all processes to come
-HEARTBEAT_S = 30  # after which one that is silent is lost
+HEARTBEAT_S = 40  # after which one that is silent is lost
 SHUTDOWN_S = 120  # at the end, for the others to come to theirs
 FAILED = 1
 # of errors that mean: another process is not there any more
