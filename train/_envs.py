@@ -152,7 +152,7 @@ def _micro_racer(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
 
     endings = {int(e): e.name.lower().replace("_", " ") for e in jaxrl.envs.Ending}
     return EnvSetup(
-        "MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings, animate
+        "MicroRacer-v0", kwargs, env, params, draw_params, "unseen tracks", endings, animate=animate
     )
 
 
