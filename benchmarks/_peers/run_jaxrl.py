@@ -1,0 +1,78 @@
+"""Ours trains, or steps environments: `python -m benchmarks._peers.run_jaxrl JSON`.
+
+The evaluation, not timed, is of 128 episodes; actions are drawn from a stochastic policy, as the
+peers do, and are DQN's best.
+"""
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks._peers import measure
+from jaxrl import rollout, spaces
+from train._envs import make_env
+from train._run import machine
+
+PACKAGES = ("jaxrl", "gymnax", "jax", "flax", "optax")
+
+
+def main(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
+    setup = make_env(settings["env"])
+    env, params = setup.env, setup.params
+    agent = importlib.import_module(f"jaxrl.agents.{settings['agent']}")
+    config = settings["config"]
+    if "hidden" in config:
+        config["hidden"] = tuple(config["hidden"])
+    config = agent.Config(**config)
+    run = agent.make_train(config, env, params)
+    act = agent.make_act(config, *spaces.read(env, params))
+    best = settings["agent"] == "dqn"
+
+    def train(key: jax.Array) -> Any:
+        return run(key)
+
+    def score(trained: Any, key: jax.Array) -> jax.Array:
+        policy = agent.get_policy(trained[0])
+        episodes = rollout.evaluate(
+            env, params, lambda obs, k: act(policy, obs, None if best else k), key, 128
+        )
+        return episodes.returns.mean()
+
+    names = ("num_seeds", "num_runs", "first_seed")
+    result = measure.train_jax(train, score, jax.random.key, *(settings[name] for name in names))
+    about = {"steps": run.total_steps, "machine": machine()}
+    return {**result, **about, "versions": measure.versions(*PACKAGES)}
+
+
+def step(settings: dict[str, Any]) -> dict[str, Any]:
+    """Step environments with random actions through `jaxrl.rollout`, as the learners do."""
+    from benchmarks._peers import run_gymnax
+
+    setup = make_env(settings["env"])
+    env, params = setup.env, setup.params
+
+    def reset(key: jax.Array, num_envs: int) -> rollout.Actors:
+        return rollout.reset(env, params, key, num_envs)
+
+    def one_step(actors: rollout.Actors, action: jax.Array, key: jax.Array) -> Any:
+        actors, transition, _ = rollout.step(env, params, actors, action, key)
+        done = transition.terminated | transition.truncated
+        return actors, jnp.sum(transition.reward) + jnp.sum(done)
+
+    result = run_gymnax.measure_rates(
+        reset, one_step, env.action_space(params), settings["num_envs"], settings["seconds"]
+    )
+    return {**result, "machine": machine(), "versions": measure.versions(*PACKAGES)}
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    if given.get("about") == "machine":
+        print(json.dumps({"machine": machine()}))
+    else:
+        print(json.dumps(step(given) if "seconds" in given else main(given)))
