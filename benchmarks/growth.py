@@ -150,10 +150,13 @@ def ppo_config(**changes: Any) -> ppo.Config:
 
 
 def knee(sizes: list[float], seconds: list[float]) -> dict[str, float | None]:
-    """Fit t = a + b n, a and b >= 0, to relative errors; the knee is at n = a / b."""
+    """Fit t = a + b n, a and b >= 0, to relative errors; the knee is at n = a / b.
+
+    None where the largest n adds less than a hundredth to the fixed part.
+    """
     n, t = np.array(sizes, float), np.array(seconds, float)
     (a, b), _ = nnls(np.stack([1 / t, n / t], 1), np.ones_like(t))
-    return {"fixed_s": a, "each_s": b, "knee": a / b if b > 0 else None}
+    return {"fixed_s": a, "each_s": b, "knee": a / b if b * n.max() > 0.01 * a else None}
 
 
 def grow(

@@ -9,9 +9,6 @@ the torch of some indices it takes several GB) and knows nothing of our environm
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-PACKAGES = ("stable-baselines3==2.9.0", "gymnasium[box2d]==1.3.0")
+from benchmarks._peers import install, process
+
 WEIGHTS = Path(__file__).parent / "data" / "lunar_lander_sb3.npz"
 ZOO = {  # rl-baselines3-zoo, hyperparams/ppo.yml, LunarLander-v3
     "n_steps": 1024,
@@ -41,7 +39,7 @@ class Options:
     """Of the training."""
     total_steps: int = 600_000
     """Environment steps of the training."""
-    peers: Path = Path.home() / ".cache" / "jaxrl-peers"
+    peers: Path = install.CACHE
     """Folder for the environments of other libraries."""
 
 
@@ -61,21 +59,12 @@ def act(weights: dict[str, np.ndarray], obs: np.ndarray) -> np.ndarray:
     return obs.argmax(-1).astype(np.int32)
 
 
-def peer_python(folder: Path) -> Path:
-    """Make the environment of Stable-Baselines3; return its interpreter."""
-    python = folder / "sb3" / "bin" / "python"
-    if not python.exists():
-        print("installing Stable-Baselines3 ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "sb3")], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    return python
-
-
 def main(options: Options) -> None:
     """Install, train, write, tell.
 
     Raises:
         FileExistsError: the weights are there already.
+        InstallError, RunError: it could not be installed, or the training failed.
     """
     if options.out.exists():
         raise FileExistsError(f"{options.out} exists: give another --out")
@@ -87,10 +76,9 @@ def main(options: Options) -> None:
         "out": str(options.out.absolute()),
         "ppo": ZOO,
     }
-    script = Path(__file__).with_name("_sb3.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [peer_python(options.peers), script, json.dumps(settings)]
-    subprocess.run(command, check=True, env=environment)
+    python = install.python("sb3", options.peers)
+    result = process.run(python, "benchmarks._peers.run_sb3_lander", settings, 4 * 3600.0)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ import numpy as np
 import tyro
 from jax.sharding import PartitionSpec
 
+from benchmarks._peers import install, process
 from jaxrl.envs import LunarLander
 from train._run import machine
 
-ENVPOOL = ("envpool==1.2.5", "gymnasium")
+ENVPOOL = (1024, 4096, 64, [256, 64], [1024, 256])  # environments, and batches of some of them
 DEVICES_FLAG = "xla_force_host_platform_device_count"
 
 
@@ -52,7 +53,7 @@ class Options:
     """Measure Gymnasium, too."""
     envpool: bool = True
     """Measure envpool, too."""
-    peers: Path = Path.home() / ".cache" / "jaxrl-peers"
+    peers: Path = install.CACHE
     """Folder for the environments of other libraries."""
     json: Path | None = None
     """Where to write the numbers."""
@@ -163,24 +164,17 @@ def gymnasium_vector(num_envs: int, mode: str) -> Row:
 
 def envpool(folder: Path, num_threads: int) -> Row:
     """envpool's best of several settings, in another process."""
-    python = folder / "envpool" / "bin" / "python"
-    if not python.exists():
-        print("installing envpool ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "envpool")], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *ENVPOOL]
-        subprocess.run(command, check=True)
-    script = str(Path(__file__).with_name("_envpool.py"))
+    python = install.python("envpool", folder)
     about: dict[str, Any] = {"settings": []}
+    settings = {"library": "envpool", "env": "LunarLander-v3", "num_envs": ENVPOOL}
 
     def measure(seconds: float) -> float:
-        command = [str(python), script, str(seconds), str(num_threads)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        rows = json.loads(done.stdout.splitlines()[-1])
-        best = max(rows, key=lambda row: row["steps_per_second"])
-        about["settings"].append(best["setting"])
-        return best["steps_per_second"]
+        given = {**settings, "seconds": seconds, "threads": num_threads}
+        limit = 60.0 + 10.0 * len(ENVPOOL) * seconds
+        rates = process.run(python, "benchmarks._peers.run_stepping", given, limit)["rates"]
+        best = max(rates, key=lambda name: rates[name])
+        about["settings"].append(f"{best} environments, {num_threads} threads")
+        return rates[best]
 
     return "envpool, best setting", measure, about
 

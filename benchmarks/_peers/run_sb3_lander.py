@@ -1,6 +1,7 @@
-"""Stable-Baselines3's side of `lunar_lander_sb3`: runs in an environment of its own, not in ours.
+"""Stable-Baselines3's side of `benchmarks.lunar_lander_sb3`, in its environment.
 
-    python _sb3.py '{"seed": 0, "num_envs": 16, "total_steps": 1000000, "out": FILE, "ppo": {...}}'
+    python -m benchmarks._peers.run_sb3_lander \
+        '{"seed": 0, "num_envs": 16, "total_steps": 1000000, "out": FILE, "ppo": {...}}'
 
 Trains PPO in Gymnasium's LunarLander-v3, writes the policy network's weights and how it scored in
 100 further episodes there to `out`, and prints JSON: versions, score, seconds.
