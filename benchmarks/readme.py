@@ -86,7 +86,8 @@ def training(result: dict[str, Any]) -> str:
             "**Beside other libraries** (`python -m benchmarks.peers`; "
             f"{where(result['machine'])}; same work, each run a process of its own, in "
             "alternation; run without compiling, medians; "
-            "[differences, spread, memory](benchmarks/results/peers.md)). Times ours above 1: the other takes longer.\n\n"
+            "[differences, spread, memory](benchmarks/results/peers.md)). Times ours above 1: "
+            "the other takes longer.\n\n"
             "| task | who | run [s] | compile [s] | times ours (CPU seconds) | mean return |\n"
             "|---|---|---|---|---|---|\n" + "\n".join(lines)
         )

@@ -79,7 +79,9 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 
     env = make(settings["num_envs"], settings["first_seed"])
     if settings["normalize_obs"]:
-        env = VecNormalize(env, norm_obs=True, norm_reward=False)
+        rewards = settings.get("normalize_reward", False)
+        gamma = settings["kwargs"].get("gamma", 0.99)
+        env = VecNormalize(env, norm_obs=True, norm_reward=rewards, gamma=gamma)
     agent, making_s, _ = measure.timed(lambda: make_agent(settings, env))
     total = settings["total_steps"]
     stop_at = min(settings.get("stop_at") or total, total)
