@@ -121,7 +121,8 @@ class Bench:
                     continue  # once is enough: it may have cost its whole time limit
                 if time.monotonic() > self.deadline:
                     return
-                run = self.one(task, entry, number)
+                if (run := self.one(task, entry, number)) is None:
+                    return
                 runs[entry.who].append(run)
                 self.result["tasks"][task.id] = {**about(task), "runs": runs}
                 self.write()
@@ -143,8 +144,8 @@ class Bench:
         text = json.dumps([entry.worker, self.settings(task, entry)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def one(self, task: Task, entry: Entry, number: int) -> dict[str, Any]:
-        """One process; a failure is a run that says why."""
+    def one(self, task: Task, entry: Entry, number: int) -> dict[str, Any] | None:
+        """One process; a failure is a run that says why, the end of the time is none."""
         settings = self.settings(task, entry)
         if task.bar is not None:
             settings["first_seed"] = number * 10
@@ -156,7 +157,11 @@ class Bench:
             module = f"benchmarks._peers.run_{entry.worker}"
             run |= process.run(interpreter, module, settings, min(entry.seconds, left))
             run.pop("machine", None)
-        except (install.InstallError, process.RunError) as error:
+        except process.RunError as error:
+            if time.monotonic() >= self.deadline:
+                return None  # it might have worked
+            run["failed"] = str(error)
+        except install.InstallError as error:
             run["failed"] = str(error)
         run["load"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         run["date"] = datetime.date.today().isoformat()

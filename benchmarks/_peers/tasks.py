@@ -219,7 +219,8 @@ def _ppo_pendulum() -> Task:
         about=(
             "RL Baselines3 Zoo's settings without its exploration by state: 24 updates of 4 "
             "environments x 1,024 steps, 10 epochs of 64 minibatches, two networks of (64, 64) "
-            "tanh, Adam at 1e-3, discount 0.9, clipped value loss, observations and rewards normalised"
+            "tanh, Adam at 1e-3, discount 0.9, clipped value loss, observations and rewards "
+            "normalised"
         ),
         entries=(
             Entry(OURS, "jaxrl", {"agent": "ppo", "env": "Pendulum-v1", "config": ours}),
