@@ -23,6 +23,7 @@ def run(number, seconds, cpu=1.0, value=120.0, **more):
         "run_cpu_s": [cpu] * len(seconds),
         "returns": [[value]] * len(seconds),
         "peak_mb": 10.0,
+        "load": 1.0,
         **more,
     }
 
@@ -51,17 +52,25 @@ def test_rows_by_hand():
     assert "3 s elsewhere, where other took 2 s" in quoted["note"]
 
 
+def verdict(task):
+    return peers.verdict(task, peers.rows(task, {}), cores=2) or ""
+
+
 def test_the_verdict_is_against_the_fastest_that_has_learned():
     ours = [run(0, [1.0])]
-    near = stored(ours, [run(0, [1.4])])
-    assert "1.40 times as long as ours" in (peers.verdict(near, peers.rows(near, {})) or "")
-    assert "wanted 1.5: not met" in (peers.verdict(near, peers.rows(near, {})) or "")
-    far = stored(ours, [run(0, [1.6])])
-    assert "wanted 1.5: met" in (peers.verdict(far, peers.rows(far, {})) or "")
+    assert "other takes 1.40 times as long as ours" in verdict(stored(ours, [run(0, [1.4])]))
+    assert "wanted 1.5: not met" in verdict(stored(ours, [run(0, [1.4])]))
+    assert "wanted 1.5: met" in verdict(stored(ours, [run(0, [1.6])]))
     stupid = stored(ours, [run(0, [1.4], value=99.0)])
-    found = peers.rows(stupid, {})
-    assert found[1]["learned"] is False
-    assert "elsewhere takes 2.10" in (peers.verdict(stupid, found) or "")
+    assert peers.rows(stupid, {})[1]["learned"] is False
+    assert "elsewhere takes 2.10" in verdict(stupid)
+
+
+def test_on_a_busy_machine_nothing_is_decided():
+    busy = stored([run(0, [1.0], load=4.0)], [run(0, [9.0], cpu=1.2, load=6.0)])
+    assert "median load 5.0" in verdict(busy)
+    assert "other takes 1.20 times ours" in verdict(busy)
+    assert "wanted" not in verdict(busy)
 
 
 def test_a_run_stopped_early_is_marked():
