@@ -371,7 +371,7 @@ def curves(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     """Tables of what was measured."""
     lines = [
-        "| what grows | from .. to | fixed [us] | each more [ns] | knee at |",
+        "| what grows | from .. to | fixed [us] | each more [ns], of widths squared | knee at |",
         "|---" * 5 + "|",
     ]
     for name, curve in curves(result).items():

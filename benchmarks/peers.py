@@ -486,13 +486,18 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Run time of every library as a multiple of ours, task by task."""
+    """Run time of every library as a multiple of ours, task by task, where the machine was quiet.
+
+    Nothing is drawn if that is none of them.
+    """
     from matplotlib.figure import Figure
 
     shown = []
     for task in tasks.TASKS:
         stored = result["tasks"].get(task.id)
         if stored is None or stored["bar"] is None:
+            continue
+        if busy(stored, result["machine"]["cpu_count"]) is not None:
             continue
         found = [r for r in rows(stored, result["tasks"]) if r.get("times_ours")]
         if len(found) > 1:

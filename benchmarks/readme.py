@@ -79,7 +79,11 @@ def training(result: dict[str, Any]) -> str:
         if stored["bar"] is None:
             stepping.append(f"{stored['title']}:\n\n{peers.stepping_table(found)}")
             continue
-        lines += training_rows(stored["title"], found)
+        title = stored["title"]
+        if peers.busy(stored, result["machine"]["cpu_count"]) is not None:
+            title += " (machine busy: CPU seconds)"
+            found = [in_cpu_seconds(r) for r in found if r["kind"] != "quoted"]
+        lines += training_rows(title, found)
     text = ""
     if lines:
         text = (
@@ -87,13 +91,21 @@ def training(result: dict[str, Any]) -> str:
             f"{where(result['machine'])}; same work, each run a process of its own, in "
             "alternation; run without compiling, medians; "
             "[differences, spread, memory](benchmarks/results/peers.md)). Times ours above 1: "
-            "the other takes longer.\n\n"
-            "| task | who | run [s] | compile [s] | times ours (CPU seconds) | mean return |\n"
+            "the other takes longer. Where the machine was busy, only CPU seconds of all threads "
+            "are given, until it is measured again.\n\n"
+            "| task | who | run [s] | compile [s] | times ours | mean return |\n"
             "|---|---|---|---|---|---|\n" + "\n".join(lines)
         )
         if (ROOT / "docs" / "peers.png").exists():
             text += "\n\n![Run time of other libraries as a multiple of ours](docs/peers.png)"
     return "\n\n".join([text, *stepping])
+
+
+def in_cpu_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    """Put CPU seconds in place of seconds."""
+    names = ("run", "compile")
+    changed = {f"{name}_s": row.get(f"{name}_cpu_s") for name in names}
+    return {**row, **changed, "times_ours": row.get("times_ours_cpu")}
 
 
 def training_rows(title: str, found: list[dict[str, Any]]) -> list[str]:
@@ -107,8 +119,6 @@ def training_rows(title: str, found: list[dict[str, Any]]) -> list[str]:
             continue
         who = f"**{r['who']}**" if r["who"] == OURS else f"{r['who']}{marks[r['kind']]}"
         times = peers.number(r.get("times_ours"))
-        if (cpu := r.get("times_ours_cpu")) is not None and r["who"] != OURS:
-            times += f" ({peers.number(cpu)})"
         low = "" if r.get("learned") is not False else ", below the bar"
         lines.append(
             f"| {name} | {who} | {peers.number(r['run_s'])} | {peers.number(r.get('compile_s'), 1)}"

@@ -1,7 +1,8 @@
 """Stable-Baselines3 or SBX trains in Gymnasium: `python -m benchmarks._peers.run_sb3 JSON`.
 
 A run may stop before its end (`stop_at`): the rest is then extrapolated by the pace of the second
-half of what was run, and the agent is not evaluated. One thread: a small network is faster so.
+half of what was run, and the agent is not evaluated. Of PPO both halves must be whole rollouts, or
+the learning between them is missed. One thread: a small network is faster so.
 """
 
 # pyright: reportMissingImports=false

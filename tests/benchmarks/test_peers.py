@@ -191,3 +191,12 @@ def test_work_is_matched():
                 if task.id.startswith("ppo"):
                     shared |= {"num_steps", "num_epochs", "num_minibatches"}
                 assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}, task.id
+
+
+def test_what_is_extrapolated_ends_with_whole_rollouts():
+    for task in tasks.TASKS:
+        for entry in task.entries:
+            given = entry.settings
+            if given.get("algorithm") == "PPO" and "stop_at" in given:
+                rollout = given["num_envs"] * given["kwargs"]["n_steps"]
+                assert given["stop_at"] // 2 % rollout == 0, (task.id, entry.who)

@@ -39,3 +39,10 @@ def test_a_readme_without_its_comments_is_refused():
         readme.replace("no comments", "new")
     with pytest.raises(ValueError, match="there must be one line"):
         readme.replace(f"{readme.END}{readme.BEGIN}", "new")
+
+
+def test_seconds_of_a_busy_machine_are_not_shown():
+    row = {"who": "other", "kind": "measured", "run_s": 60.0, "times_ours": 0.5}
+    row |= {"run_cpu_s": 3.25, "times_ours_cpu": 1.25, "compile_s": 40.0, "compile_cpu_s": 5.5}
+    (line,) = readme.training_rows("task", [readme.in_cpu_seconds(row | {"return": 500.0})])
+    assert line == "| task | other | 3.25 | 5.5 | 1.25 | 500 |"
