@@ -488,7 +488,7 @@ def markdown(result: dict[str, Any]) -> str:
 def draw(result: dict[str, Any], path: Path) -> None:
     """Run time of every library as a multiple of ours, task by task, where the machine was quiet.
 
-    Nothing is drawn if that is none of them.
+    No picture is left if that is none of them.
     """
     from matplotlib.figure import Figure
 
@@ -503,6 +503,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if len(found) > 1:
             shown.append((stored["title"], sorted(found, key=lambda r: r["times_ours"])))
     if not shown:
+        path.unlink(missing_ok=True)  # what it showed is no more so
         return
     heights = [len(found) + 1 for _, found in shown]
     fig = Figure(figsize=(8, 0.3 * sum(heights) + 0.5), layout="constrained")
