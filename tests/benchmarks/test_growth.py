@@ -63,10 +63,10 @@ def test_the_knee_of_a_known_curve():
     assert growth.knee(sizes, [5e-3] * 5)["knee"] is None  # nothing grows
 
 
-def test_the_limit_is_the_largest_of_the_three():
-    top = {"flops_per_s": 100.0, "cache_bytes_per_s": 10.0, "kernel_s": 0.1}
+def test_the_limit_is_the_larger_of_arithmetic_and_bytes():
+    top = {"flops_per_s": 100.0, "cache_bytes_per_s": 10.0}
     row = {"seconds": 4.0, "flops": 100.0, "bytes": 20.0, "kernels": 5.0}
-    found = growth.limits(row, top)  # 1 s of arithmetic, 2 s of bytes, 0.5 s of starts
+    found = growth.limits(row, top)  # 1 s of arithmetic, 2 s of bytes
     assert (found["bound"], found["part_of_limit"]) == ("bytes", 0.5)
     assert found["flops_per_s"] == 25.0
-    assert growth.limits({**row, "kernels": 30.0}, top)["bound"] == "starts of kernels"
+    assert growth.limits({**row, "flops": 300.0}, top)["bound"] == "arithmetic"
