@@ -64,6 +64,7 @@ def test_sigma_adapts_to_what_the_noise_does():
 # promises -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["ou", "parameter"])
 def test_chunks_equal_one_program_bit_for_bit(noise):
     checks.check_chunks(ddpg, noise=noise, layer_norm=noise == "parameter")

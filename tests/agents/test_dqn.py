@@ -152,6 +152,7 @@ def test_sixteen_seeds_are_one_program_and_each_is_its_own_run():
     assert state.replay.data.reward.shape == (16, 25, 4)
 
 
+@pytest.mark.slow
 def test_vmap_over_the_real_settings_equals_single_runs():
     env, params = gymnax.make("CartPole-v1")
     config = VARIANTS["all"]

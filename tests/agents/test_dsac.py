@@ -50,6 +50,7 @@ def test_the_temperature_rises_while_the_entropy_is_too_low():
 # promises -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_chunks_equal_one_program_bit_for_bit():
     checks.check_chunks(dsac)
 

@@ -181,6 +181,7 @@ def test_a_trajectory_is_completed_by_rollouts_from_where_it_stands():
     assert metrics["rollout_steps"].tolist() == [4 * 1, 4 * 2]  # the second: of new episodes
 
 
+@pytest.mark.slow
 def test_rollouts_leave_the_acting_environments_alone():
     """What the actors see is the same whether few or many rollouts are run beside them."""
 
@@ -202,6 +203,7 @@ def test_gradient_is_clipped_by_its_global_norm():
 # promises -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", ["rollouts", "episode"])
 def test_chunks_equal_one_program_bit_for_bit(returns):
     train = cartpole(SMALL.replace(returns=returns))
@@ -239,6 +241,7 @@ def test_vmap_over_seeds_equals_single_runs():
     assert len(np.unique(many["return_mean"])) == 6
 
 
+@pytest.mark.slow
 def test_vmap_over_the_real_settings_equals_single_runs():
     env, params = gymnax.make("Pendulum-v1")
     config = SMALL.replace(total_steps=64)

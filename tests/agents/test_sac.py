@@ -97,6 +97,7 @@ def test_the_two_critics_differ_from_the_start():
     assert not np.allclose(kernel[0], kernel[1])
 
 
+@pytest.mark.slow
 def test_vmap_over_the_real_settings_equals_single_runs():
     checks.check_sweep(sac)
 

@@ -57,6 +57,7 @@ def test_policy_and_targets_move_every_second_gradient_step():
 # promises -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_chunks_equal_one_program_bit_for_bit():
     checks.check_chunks(td3)
 

@@ -15,7 +15,9 @@ ARGV = [
 ]
 
 
-@pytest.mark.parametrize("agent", ["sac", "td3", "ddpg", "dsac"])
+@pytest.mark.parametrize(
+    "agent", ["sac", "td3", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ddpg", "dsac"))]
+)
 def test_a_run_from_the_command_line(agent, tmp_path):
     script = importlib.import_module(f"train.{agent}")
     assert script.main([*ARGV, "--runs-dir", str(tmp_path), "--name", "run"]) == 0
