@@ -443,9 +443,17 @@ def main(options: Options) -> dict[str, Any]:
     """Train, evaluate, print, write after every row; return the numbers."""
     kept = earlier_rows(options)
     make = SetupMaker()
-    rows: list[dict[str, Any]] = []
+    wanted = entries(options)
+    asked = {(entry.kind, entry.name) for entry in wanted}
+    judged = {"episodes": options.episodes, "eval_seed": options.eval_seed}
+    # what is not asked for now stays as it is, if it drove the same tracks
+    rows = [
+        row
+        for row in kept
+        if (row["kind"], row["name"]) not in asked and judged.items() <= row.items()
+    ]
     result: dict[str, Any] = {}
-    for entry in entries(options):
+    for entry in wanted:
         row = find_row(kept, settings(entry, options))
         if row is None:
             row = train_and_evaluate(entry, make(entry.preset.env_kwargs), options)

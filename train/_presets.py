@@ -200,7 +200,8 @@ MICRO_RACER_50K: dict[str, Preset] = {
         },
         train_params=CRASH_50K,
     ),
-    "td3": Preset(REPLAY_50K, train_params=CRASH_50K),
+    # with rewards of one step and a far horizon it goes on crashing
+    "td3": Preset({**REPLAY_50K, "n_step": 3, "gamma": 0.98}, train_params=CRASH_50K),
     "dsac": Preset({**REPLAY_50K, "initial_alpha": 0.02, "min_std": 0.3}, train_params=CRASH_50K),
     "sac": Preset({**REPLAY_50K, "initial_alpha": 0.02}, train_params=CRASH_50K),
 }

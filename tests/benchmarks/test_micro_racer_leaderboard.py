@@ -155,6 +155,11 @@ def test_resuming_trains_only_what_is_new(tmp_path, monkeypatch):
     rows = json.loads(path.read_text())["rows"]
     assert rows[:2] == first["rows"]
     trained.clear()
+    other = ["--json", str(path), "--plot", "None", "--agents", "ddpg", "--kinds", "50k"]
+    assert board.cli([*other, "--resume"]) == 0
+    kept = json.loads(path.read_text())["rows"][:4]
+    assert kept == rows  # of agents that are not asked for
+    trained.clear()
     assert board.cli([*argv, "--kinds", "50k", "--eval-seed", "2", "--resume"]) == 0
     assert trained == [("td3", "50k")]  # judged on other tracks: not the same row
 
