@@ -1,7 +1,6 @@
 """Training scripts on several devices: spread over seeds, bit for bit the run of one device."""
 
 import contextlib
-import csv
 import importlib
 import json
 import os
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrl import policy, sinks
+from tests.train.same_runs import assert_same, rows_of
 
 SMALL = [
     *("--eval-episodes", "4", "--eval-every-episodes", "2", "--no-animate", "--no-progress"),
@@ -37,25 +37,6 @@ def train(agent, runs, name, *more):
     """Run the script in this process, which has eight devices."""
     argv = [*SETTINGS[agent], *SMALL, "--runs-dir", str(runs), "--name", name, *map(str, more)]
     return importlib.import_module(f"train.{agent}").main(argv)
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return [{**row, "wall_s": ""} for row in csv.DictReader(file)]
-
-
-def assert_same(a, b):
-    """Metrics, evaluations and policies of two runs are the same, bit for bit."""
-    for name in ("metrics.csv", "evaluation_curve.csv"):
-        rows = rows_of(a / name)
-        assert rows
-        assert rows == rows_of(b / name), name
-    for name in (
-        "evaluation.csv",
-        "policy.msgpack",
-        *(f"policies/seed_{i}.msgpack" for i in (0, 1)),
-    ):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 @pytest.fixture(scope="module")

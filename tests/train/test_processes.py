@@ -1,6 +1,5 @@
 """Several processes that are one run, on loopback: equal to one process, killed, resumed."""
 
-import csv
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxrl import checkpoint
+from tests.train.same_runs import assert_same, rows_of
 from train import _processes
 
 ROOT = Path(__file__).parents[2]
@@ -73,20 +73,9 @@ def finish(processes, code=0):
     return said
 
 
-def rows_of(path):
-    with path.open(newline="") as file:
-        return [{**row, "wall_s": ""} for row in csv.DictReader(file)]
-
-
-def assert_same(a, b):
+def assert_same_to_the_end(a, b):
     """Two finished runs are the same, bit for bit, their last checkpoints included."""
-    for name in ("metrics.csv", "evaluation_curve.csv"):
-        rows = rows_of(a / name)
-        assert rows
-        assert rows == rows_of(b / name), name
-    seeds = [path.name for path in (a / "policies").iterdir()]
-    for name in ("evaluation.csv", "policy.msgpack", *(f"policies/{seed}" for seed in seeds)):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert_same(a, b)
     step = int(rows_of(a / "metrics.csv")[-1]["env_steps"])
     leaves = checkpoint.verify(a / "checkpoints", step)["leaves"]
     assert leaves == checkpoint.verify(b / "checkpoints", step)["leaves"]
@@ -122,7 +111,7 @@ def test_two_processes_are_the_run_of_one_bit_for_bit(tmp_path, cache):
     processes = start("q_learning", argv("q_learning", tmp_path / "two", 2), 2, cache)
     one_process("q_learning", tmp_path / "one", 2)
     (out, _), (nothing, _) = finish(processes)
-    assert_same(tmp_path / "one", tmp_path / "two")
+    assert_same_to_the_end(tmp_path / "one", tmp_path / "two")
     assert "on 2 devices of 2 processes" in out
     assert "[Gloo]" in nothing or not nothing  # the first one alone reports
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
@@ -135,13 +124,13 @@ def test_four_processes_and_a_killed_one_resumed_by_two_are_the_run_of_one(agent
     one_process(agent, tmp_path / "one", 4)
     arguments = argv(agent, tmp_path / "four", 4, *EXACT)
     finish(start(agent, arguments, 4, cache))
-    assert_same(tmp_path / "one", tmp_path / "four")
+    assert_same_to_the_end(tmp_path / "one", tmp_path / "four")
     folder = tmp_path / "cut"
     processes = start(agent, argv(agent, folder, 4, *EXACT), 4, cache)
     wait_for_rows(processes, folder, 4 * 25)
     assert_ends(processes, folder, victim=2)
     finish(start(agent, ["--resume", folder, "--no-progress"], 2, cache))
-    assert_same(tmp_path / "one", folder)
+    assert_same_to_the_end(tmp_path / "one", folder)
 
 
 def assert_ends(processes, folder, victim):
@@ -172,7 +161,7 @@ def test_the_others_end_within_a_minute_and_the_run_goes_on(victim, tmp_path, ca
     # by one process, which has no others
     script = importlib.import_module("train.q_learning")
     assert script.main(["--resume", str(folder), "--no-progress", *EXACT]) == 0
-    assert_same(tmp_path / "one", folder)
+    assert_same_to_the_end(tmp_path / "one", folder)
 
 
 @pytest.mark.slow
@@ -188,7 +177,7 @@ def test_sigterm_to_one_lets_all_save_and_exit(tmp_path, cache):
     assert len(rows) < 2 * NUM_UPDATES
     assert max(checkpoint.steps(folder / "checkpoints")) == int(rows[-1]["env_steps"])
     finish(start("ppo", ["--resume", folder, "--no-progress"], 2, cache))
-    assert_same(tmp_path / "one", folder)
+    assert_same_to_the_end(tmp_path / "one", folder)
 
 
 @pytest.mark.slow
