@@ -174,6 +174,8 @@ def _mars_rover(env: Any, params: Any, kwargs: dict[str, Any]) -> EnvSetup:
         env,
         params,
         lambda seed, num_episodes: (params, None),
+        # a whole run of Q-learning takes a tenth of a second (benchmarks/eval_cost.py)
+        num_evaluations=5,
         animate=animate if env.length <= MAX_DRAWN_STATES else None,
     )
 
