@@ -20,9 +20,17 @@ class Categorical:
 
     logits: jax.Array
 
+    def noise(self, key: jax.Array, num: tuple[int, ...] = ()) -> jax.Array:
+        """Draw Gumbel noise (*num, ..., n), of which `place` takes (..., n)."""
+        return jax.random.gumbel(key, num + self.logits.shape, self.logits.dtype)
+
+    def place(self, noise: jax.Array) -> jax.Array:
+        """Turn noise into a draw (...) int32: the largest of logits plus noise."""
+        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw (...) int32."""
-        return jax.random.categorical(key, self.logits)
+        return self.place(self.noise(key))
 
     def mode(self) -> jax.Array:
         """Most likely value (...), int32."""
@@ -48,10 +56,17 @@ class Normal:
     mean: jax.Array
     log_std: jax.Array
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw (..., n) by the reparameterisation mean + std * noise."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def noise(self, key: jax.Array, num: tuple[int, ...] = ()) -> jax.Array:
+        """Draw standard normal noise (*num, ..., n), of which `place` takes (..., n)."""
+        return jax.random.normal(key, num + self.mean.shape, self.mean.dtype)
+
+    def place(self, noise: jax.Array) -> jax.Array:
+        """Turn noise into a draw (..., n) by the reparameterisation mean + std * noise."""
         return self.mean + jnp.exp(self.log_std) * noise
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw (..., n)."""
+        return self.place(self.noise(key))
 
     def mode(self) -> jax.Array:
         """Most likely value (..., n)."""

@@ -10,6 +10,9 @@ from flax import struct
 from jaxrl.checks import check_count, check_real
 from jaxrl.types import Env, Transition
 
+GYMNAX_STEP = "gymnax.environments.environment.Environment.step"  # named: importing gymnax is slow
+MAX_START_BYTES = 2**20  # of episodes drawn before they may begin; beyond, memory costs more
+
 
 @struct.dataclass
 class Actors:
@@ -50,19 +53,52 @@ def reset(env: Env, env_params: Any, key: jax.Array, num_envs: int) -> Actors:
     return Actors(obs, env_state, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
+@struct.dataclass
+class Draws:
+    """What is random in one step of all environments, each leaf (num_envs, ...); see `draw`."""
+
+    key: jax.Array  # of the environment's step
+    start: tuple[Any, Any] | None  # (obs, state) of the episode that begins if this step ends one
+
+
+def draw(env: Env, env_params: Any, key: jax.Array, num_steps: int, num_envs: int) -> Draws:
+    """Draw ahead what is random in `num_steps` steps of `num_envs` environments, for `lax.scan`.
+
+    Leaves are (num_steps, num_envs, ...). Random numbers cost least when many are drawn at once: in
+    a step of a few small environments they are most of the work. Episodes are begun ahead only
+    where they are no larger than MAX_START_BYTES together and the environment's `step` is gymnax's
+    own, whose auto-reset `step` then does in its place.
+    """
+    own = getattr(type(env), "step", None)
+    if own is not None and f"{own.__module__}.{own.__qualname__}" == GYMNAX_STEP:
+        any_env: Any = env  # has all methods of gymnax's environments
+        one = jax.eval_shape(any_env.reset_env, key, env_params)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one))
+        if size * num_steps * num_envs <= MAX_START_BYTES:
+            keys = jax.random.split(key, (2, num_steps, num_envs))
+            reset_env = jax.vmap(jax.vmap(any_env.reset_env, (0, None)), (0, None))
+            return Draws(keys[0], reset_env(keys[1], env_params))
+    return Draws(jax.random.split(key, (num_steps, num_envs)), None)
+
+
 def step(
-    env: Env, env_params: Any, actors: Actors, env_action: jax.Array, key: jax.Array
+    env: Env, env_params: Any, actors: Actors, env_action: jax.Array, key: jax.Array | Draws
 ) -> tuple[Actors, Transition, EndedEpisodes]:
     """Step every environment once, auto-reset included.
 
     `env_action` (num_envs, ...) is in the environment's own units; the transition holds it too
-    (replace it if the learner needs the drawn value).
+    (replace it if the learner needs the drawn value). `key`, or what was drawn ahead with it.
     """
-    num_envs = actors.episode_length.shape[0]
-    keys = jax.random.split(key, num_envs)
-    obs, env_state, reward, terminated, truncated, info = jax.vmap(
-        env.step, in_axes=(0, 0, 0, None)
-    )(keys, actors.env_state, env_action, env_params)
+    if not isinstance(key, Draws):
+        key = Draws(jax.random.split(key, actors.episode_length.shape[0]), None)
+    if key.start is None:
+        obs, env_state, reward, terminated, truncated, info = jax.vmap(
+            env.step, in_axes=(0, 0, 0, None)
+        )(key.key, actors.env_state, env_action, env_params)
+    else:
+        obs, env_state, reward, terminated, truncated, info = jax.vmap(
+            _step_and_start, in_axes=(None, 0, 0, 0, 0, None)
+        )(env, key.key, key.start, actors.env_state, env_action, env_params)
     done = terminated | truncated
     reward = reward.astype(jnp.float32)
     episode_return = actors.episode_return + reward
@@ -84,6 +120,19 @@ def step(
         jnp.where(done, 0, episode_length),
     )
     return actors, transition, ended
+
+
+def _step_and_start(env: Any, key, start, env_state, env_action, env_params):
+    """What gymnax's `Environment.step` does, with the next episode's start given."""
+    last_obs, env_state, reward, terminated, info = env.step_env(
+        key, env_state, env_action, env_params
+    )
+    truncated = env.is_truncated(env_state, env_params)
+    done = terminated | truncated
+    obs, env_state = jax.tree.map(
+        lambda new, old: jax.lax.select(done, new, old), start, (last_obs, env_state)
+    )
+    return obs, env_state, reward, terminated, truncated, {**info, "final_observation": last_obs}
 
 
 @struct.dataclass

@@ -29,6 +29,21 @@ def test_categorical_with_an_impossible_action_has_finite_entropy_and_gradient()
     assert jnp.isfinite(grad).all()
 
 
+@pytest.mark.parametrize(
+    "pi",
+    [Categorical(jnp.zeros((4, 3))), Normal(jnp.zeros((4, 2)), jnp.zeros((4, 2)))],
+    ids=["categorical", "normal"],
+)
+def test_noise_drawn_ahead_is_of_as_many_independent_draws(pi):
+    noise = pi.noise(KEY, (500,))
+    draws = np.asarray(jax.vmap(pi.place)(noise), np.float64)
+    assert draws.shape == (500, *pi.mode().shape)
+    expected = 1.0 if isinstance(pi, Categorical) else 0.0
+    np.testing.assert_allclose(draws.mean(0), expected, atol=0.2)
+    assert np.abs(np.corrcoef(draws.reshape(500, -1).T) - np.eye(draws[0].size)).max() < 0.2
+    np.testing.assert_array_equal(pi.place(pi.noise(KEY)), pi.sample(KEY))
+
+
 def test_normal_equals_scipy():
     mean, log_std = jnp.array([0.3, -1.0]), jnp.array([-0.5, 0.7])
     pi = Normal(mean, log_std)

@@ -37,6 +37,54 @@ def test_step_keeps_the_observation_before_the_reset_and_counts_episodes():
     np.testing.assert_array_equal(actors.episode_return, 0.0)
 
 
+@pytest.mark.parametrize("name", ["CartPole-v1", "MarsRover-v0"])
+def test_a_step_with_what_was_drawn_ahead_is_the_environments_own_step(name):
+    """Of the same keys: gymnax's step splits its key in two, for the step and for the reset."""
+    env, params = gymnax.make(name)
+    num_steps, num_envs = 60, 3
+    keys = jax.random.split(jax.random.key(1), (num_steps, num_envs))
+    halves = jax.vmap(jax.vmap(jax.random.split))(keys)
+    start = jax.vmap(jax.vmap(env.reset_env, (0, None)), (0, None))(halves[..., 1], params)
+    ahead = rollout.Draws(halves[..., 0], start)
+    actions = jax.random.randint(jax.random.key(2), (num_steps, num_envs), 0, 2)
+
+    def steps(draws):
+        def one(actors, inputs):
+            actors, *seen = rollout.step(env, params, actors, *inputs)
+            return actors, seen
+
+        actors = rollout.reset(env, params, jax.random.key(0), num_envs)
+        return jax.lax.scan(one, actors, (actions, draws))
+
+    own, drawn = steps(rollout.Draws(keys, None)), steps(ahead)
+    assert own[1][1].count.sum() >= 5
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(drawn), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # two programs: rounding
+
+
+def test_episodes_are_begun_ahead_where_they_are_small_and_the_reset_is_gymnaxs():
+    env, params = gymnax.make("CartPole-v1")
+    few = rollout.draw(env, params, jax.random.key(0), 5, 4)
+    assert few.key.shape == (5, 4)
+    assert few.start is not None
+    obs, state = few.start
+    assert obs.shape == (5, 4, 4)
+    assert len(np.unique(np.asarray(obs).reshape(20, 4), axis=0)) == 20
+    np.testing.assert_array_equal(state.time, 0)
+    assert rollout.draw(env, params, jax.random.key(0), 1000, 1000).start is None  # 36 MB
+
+    class Wrapped:
+        """An environment that resets in its own way."""
+
+        def __getattr__(self, name):
+            return getattr(env, name)
+
+        def step(self, *arguments):
+            return env.step(*arguments)
+
+    assert rollout.draw(Wrapped(), params, jax.random.key(0), 5, 4).start is None
+
+
 def test_nothing_ended_is_nan_and_not_zero():
     nothing = rollout.EndedEpisodes(*jnp.zeros(4)).metrics()
     assert nothing["num_episodes"] == 0

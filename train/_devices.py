@@ -1,6 +1,7 @@
 """Which devices a run takes: seeds over some of them, the environments of each seed over others."""
 
 import contextlib
+import importlib.metadata
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,27 @@ if TYPE_CHECKING:
     from train._cli import Options
 
 
+def use_one_thread() -> None:
+    """Let XLA's CPU programs run on one thread each; before anything is computed.
+
+    A training run is a long row of small kernels: spreading them over threads costs more than it
+    gains (`benchmarks/LOG.md`). The other cores are for other devices: `--seed-devices`. XLA's only
+    setting for it is an environment variable; where the user has set it, or an accelerator's plugin
+    is installed and may be used, it is left alone.
+    """
+    if "PJRT_NPROC" in os.environ or "NPROC" in os.environ:
+        return
+    accelerators = importlib.metadata.entry_points(group="jax_plugins")
+    if not accelerators or jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
+        os.environ["PJRT_NPROC"] = "1"
+
+
 def make_cpu_devices(options: "Options", num_processes: int = 1) -> None:
     """Let JAX make as many CPU devices as are asked for; before anything is computed.
 
     Where JAX has begun already it keeps what it has, and `spread` tells if that is not enough.
     """
+    use_one_thread()
     asked = (options.seed_devices or 1) * options.env_devices // num_processes
     if asked <= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -42,16 +42,18 @@ def train_jax(
     num_seeds: int,
     num_runs: int,
     first_seed: int,
+    many: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> dict[str, Any]:
     """Compile a whole training run once, run it `num_runs` times, then evaluate each.
 
     Args:
-        train: `train(key) -> what was trained`; vmapped where num_seeds > 1.
+        train: `train(key) -> what was trained`.
         score: `score(trained, key) -> ()` mean return of an evaluation, not timed.
         make_key: a key from an integer.
         num_seeds: agents trained side by side.
         num_runs: runs of the compiled program.
         first_seed: of the first run; the next are those after it.
+        many: what makes of `train` that of num_seeds > 1 keys; `jax.vmap` if None.
 
     Compiling is from the Python function to the executable: tracing, lowering, XLA. A run ends when
     all it returns is there. The memory is the process's, evaluation not yet compiled.
@@ -64,7 +66,7 @@ def train_jax(
         return root if num_seeds == 1 else jax.random.split(root, num_seeds)
 
     if num_seeds > 1:
-        train, score = jax.vmap(train), jax.vmap(score)
+        train, score = (many or jax.vmap)(train), jax.vmap(score)
     program = jax.jit(train)
     compiled, compile_s, compile_cpu_s = timed(lambda: program.lower(key(0)).compile())
     run_s, run_cpu_s, trained = [], [], []

@@ -1,11 +1,13 @@
 """Ours trains, or steps environments: `python -m benchmarks._peers.run_jaxrl JSON`.
 
-The evaluation, not timed, is of 128 episodes; actions are drawn from a stochastic policy, as the
-peers do, and are DQN's best.
+As our scripts do, one thread for a CPU program; several seeds are spread over the cores as over
+devices (`--seed-devices`). The evaluation, not timed, is of 128 episodes; actions are drawn from a
+stochastic policy, as the peers do, and are DQN's best.
 """
 
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -13,15 +15,21 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks._peers import measure
-from jaxrl import rollout, spaces
-from train._envs import make_env
-from train._run import machine
+from jaxrl import rollout, sharding, spaces
+from train._devices import use_one_thread
 
 PACKAGES = ("jaxrl", "gymnax", "jax", "flax", "optax")
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
+    use_one_thread()
+    cores, num_seeds = os.cpu_count() or 1, settings["num_seeds"]
+    num_devices = max(n for n in range(1, min(cores, num_seeds) + 1) if num_seeds % n == 0)
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    from train._envs import make_env  # computes: after the devices are made
+    from train._run import machine
+
     setup = make_env(settings["env"])
     env, params = setup.env, setup.params
     agent = importlib.import_module(f"jaxrl.agents.{settings['agent']}")
@@ -43,8 +51,12 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         )
         return episodes.returns.mean()
 
+    many = None
+    if len(jax.devices()) > 1:
+        many = sharding.spread(run, sharding.make_mesh(len(jax.devices())), 1).each
     names = ("num_seeds", "num_runs", "first_seed")
-    result = measure.train_jax(train, score, jax.random.key, *(settings[name] for name in names))
+    numbers = (settings[name] for name in names)
+    result = measure.train_jax(train, score, jax.random.key, *numbers, many=many)
     about = {"steps": run.total_steps, "machine": machine()}
     return {**result, **about, "versions": measure.versions(*PACKAGES)}
 
@@ -52,6 +64,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 def step(settings: dict[str, Any]) -> dict[str, Any]:
     """Step environments with random actions through `jaxrl.rollout`, as the learners do."""
     from benchmarks._peers import run_gymnax
+    from train._envs import make_env
+    from train._run import machine
 
     setup = make_env(settings["env"])
     env, params = setup.env, setup.params
@@ -73,6 +87,8 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     if given.get("about") == "machine":
+        from train._run import machine
+
         print(json.dumps({"machine": machine()}))
     else:
         print(json.dumps(step(given) if "seconds" in given else main(given)))

@@ -160,6 +160,21 @@ def loss(
     return total, metrics
 
 
+def shuffle(key: jax.Array, num_rows: int) -> jax.Array:
+    """Return the row numbers in random order, (num_rows,) int32.
+
+    Sorts one word a row, random bits above and the row's number below: a quarter of the time of
+    `jax.random.permutation`, which sorts pairs. Rows with equal random bits stay in order: one in
+    64 of 8,192 rows, fewer of fewer; of more rows `jax.random` takes care.
+    """
+    number_bits = (num_rows - 1).bit_length()
+    if number_bits > 13:
+        return jax.random.permutation(key, num_rows)
+    words = jax.random.bits(key, (num_rows,), jnp.uint32) >> number_bits << number_bits
+    words = jnp.sort(words | jnp.arange(num_rows, dtype=jnp.uint32))
+    return (words & jnp.uint32((1 << number_bits) - 1)).astype(jnp.int32)
+
+
 def check_config(config: Config, env: Env, env_params: Any) -> None:
     """Raise ValueError, naming field, value and remedy, if the settings can't work with `env`."""
     for name in ("total_steps", "num_envs", "num_steps", "num_epochs", "num_minibatches"):
@@ -272,8 +287,12 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     pi_net = policy_net(config, action_spec)
     v_net = ValueNet(config.hidden, config.activation)
     # the learning rate is multiplied in by hand: as a leaf it may be traced, and it is annealed
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
+    # and flat: one array to work on instead of one for each layer, which is faster on CPU
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm),
+            optax.scale_by_adam(eps=config.adam_eps),
+        )
     )
 
     def see(obs_stats: RunningStats | None, obs: jax.Array) -> jax.Array:
@@ -305,17 +324,26 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     def collect(state: TrainState, key: jax.Array):
         """Step all environments num_steps times: Transition, log_prob (T, N), episodes ended."""
 
-        def one_step(actors, key):
-            key_act, key_env = jax.random.split(key)
-            pi = pi_net.policy(state.params["policy"], see(state.obs_stats, actors.obs))
-            drawn = pi.sample(key_act)
+        def policy(actors):
+            return pi_net.policy(state.params["policy"], see(state.obs_stats, actors.obs))
+
+        # all that is random is drawn before the loop: see rollout.draw
+        key_act, key_env = jax.random.split(key)
+        noise = jax.eval_shape(policy, state.actors).noise(key_act, (config.num_steps,))
+        draws = rollout.draw(env, env_params, key_env, config.num_steps, config.num_envs)
+
+        def one_step(actors, inputs):
+            noise, draws = inputs
+            pi = policy(actors)
+            drawn = pi.place(noise)
             actors, transition, ended = rollout.step(
-                env, env_params, actors, to_env(pi, action_spec, drawn), key_env
+                env, env_params, actors, to_env(pi, action_spec, drawn), draws
             )
             return actors, (replace(transition, action=drawn), pi.log_prob(drawn), ended)
 
-        keys = jax.random.split(key, config.num_steps)
-        actors, (transitions, log_prob, ended) = jax.lax.scan(one_step, state.actors, keys)
+        actors, (transitions, log_prob, ended) = jax.lax.scan(
+            one_step, state.actors, (noise, draws)
+        )
         return actors, transitions, log_prob, jax.tree.map(jnp.sum, ended)
 
     def scale_rewards(state: TrainState, transitions):
@@ -370,7 +398,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
         def epoch(learner, keys):
             key_shuffle, key_loss = keys
-            order = jax.random.permutation(key_shuffle, steps_per_update)
+            order = shuffle(key_shuffle, steps_per_update)
             order = order.reshape(config.num_minibatches, -1)
 
             def one_minibatch(learner, inputs):

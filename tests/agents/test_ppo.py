@@ -74,6 +74,22 @@ def test_gradient_is_clipped_by_its_global_norm():
 # promises -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 512, 8192, 10_000])
+def test_shuffle_holds_every_row_once(num_rows):
+    order = ppo.shuffle(jax.random.key(0), num_rows)
+    assert order.dtype == jnp.int32
+    np.testing.assert_array_equal(np.sort(order), np.arange(num_rows))
+
+
+def test_shuffle_puts_any_row_anywhere():
+    """Of four rows all 24 orders come equally often: 100 each of 2,400, within 4.5 deviations."""
+    keys = jax.random.split(jax.random.key(0), 2400)
+    orders = jax.vmap(lambda key: ppo.shuffle(key, 4))(keys)
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.abs(counts - 100).max() < 45
+
+
 def test_chunks_equal_one_program_bit_for_bit():
     train = cartpole()
     whole_state, whole = jax.jit(train)(jax.random.key(3))

@@ -13,6 +13,7 @@ import pytest
 
 from jaxrl import policy, sinks
 from tests.train.same_runs import assert_same, rows_of
+from train import _devices
 
 SMALL = [
     *("--eval-episodes", "4", "--eval-every-episodes", "2", "--no-animate", "--no-progress"),
@@ -45,6 +46,33 @@ def one(tmp_path_factory):
     runs = tmp_path_factory.mktemp("one")
     assert train("q_learning", runs, "run", *EXACT) == 0
     return runs / "run"
+
+
+@pytest.mark.parametrize(
+    ("given", "plugins", "platforms", "expected"),
+    [
+        ({}, [], None, "1"),
+        ({}, ["cuda"], None, None),  # an accelerator's host code keeps its threads
+        ({}, ["cuda"], "cpu", "1"),
+        ({"NPROC": "4"}, [], None, None),
+        ({"PJRT_NPROC": "4"}, [], None, "4"),
+    ],
+)
+def test_cpu_programs_run_on_one_thread_unless_the_user_says(
+    given, plugins, platforms, expected, monkeypatch
+):
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: plugins)
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", platforms)
+        _devices.use_one_thread()
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert os.environ.get("PJRT_NPROC") == expected
 
 
 @pytest.mark.slow
