@@ -38,8 +38,8 @@ class Options:
     num_seeds: int = 4
     """Agents to train side by side, with seeds seed, seed + 1, ... """
     seed_devices: int | None = None
-    """Devices to spread the seeds over; by default all accelerators, as far as each gets equally
-    many seeds, and 1 on CPU, where as many devices are made as are asked for."""
+    """Devices to spread the seeds over; by default all accelerators, or on CPU a device for each
+    core, as far as each gets equally many seeds."""
     env_devices: int = 1
     """Devices to cut the environments of every seed over."""
     lanes: Literal["side-by-side", "one-by-one"] = "side-by-side"

@@ -1,6 +1,5 @@
 """Which devices a run takes: seeds over some of them, the environments of each seed over others."""
 
-import contextlib
 import importlib.metadata
 import os
 from typing import TYPE_CHECKING, Any
@@ -15,42 +14,63 @@ if TYPE_CHECKING:
     from train._cli import Options
 
 
+def only_cpu() -> bool:
+    """Whether no accelerator's plugin is installed, or the user wants none."""
+    accelerators = importlib.metadata.entry_points(group="jax_plugins")
+    return not accelerators or getattr(jax.config, "jax_platforms") == "cpu"  # noqa: B009
+
+
 def use_one_thread() -> None:
     """Let XLA's CPU programs run on one thread each; before anything is computed.
 
     A training run is a long row of small kernels: spreading them over threads costs more than it
-    gains (`benchmarks/LOG.md`). The other cores are for other devices: `--seed-devices`. XLA's only
-    setting for it is an environment variable; where the user has set it, or an accelerator's plugin
-    is installed and may be used, it is left alone.
+    gains (`benchmarks/LOG.md`). The other cores are for other devices. XLA's only setting for it is
+    an environment variable; where the user has set it, or there may be an accelerator, whose host
+    code compiles on those threads, it is left alone.
     """
-    if "PJRT_NPROC" in os.environ or "NPROC" in os.environ:
-        return
-    accelerators = importlib.metadata.entry_points(group="jax_plugins")
-    if not accelerators or jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
+    if "PJRT_NPROC" not in os.environ and "NPROC" not in os.environ and only_cpu():
         os.environ["PJRT_NPROC"] = "1"
 
 
-def make_cpu_devices(options: "Options", num_processes: int = 1) -> None:
+def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
     """Let JAX make as many CPU devices as are asked for; before anything is computed.
 
-    Where JAX has begun already it keeps what it has, and `spread` tells if that is not enough.
+    Returns:
+        how many devices the seeds go over on CPU where nothing is asked for: one for each core, as
+        far as each gets equally many seeds. 1 where JAX has begun already: it keeps what it has,
+        and `spread` tells if that is not enough.
     """
     use_one_thread()
-    asked = (options.seed_devices or 1) * options.env_devices // num_processes
-    if asked <= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    if getattr(jax.config, "jax_num_cpu_devices") < asked:  # noqa: B009  (types know it not)
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", asked)
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return 1
+    default = 1
+    if num_processes == options.env_devices == 1 and only_cpu():
+        default = most_devices(options.num_seeds, os.cpu_count() or 1)
+    asked = (options.seed_devices or default) * options.env_devices // num_processes
+    there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
+    try:
+        jax.config.update("jax_num_cpu_devices", max(there, asked))
+    except RuntimeError:
+        return 1
+    return default if asked == default else 1
 
 
-def spread(options: "Options", train: Train[Any], num_envs: int) -> SpreadTrain:
+def most_devices(num_seeds: int, available: int) -> int:
+    """How many of the devices can have equally many seeds each."""
+    return max((n for n in range(1, available + 1) if num_seeds % n == 0), default=1)
+
+
+def spread(
+    options: "Options", train: Train[Any], num_envs: int, cpu_devices: int = 1
+) -> SpreadTrain:
     """Return the run of all seeds on the devices that `options` ask for.
+
+    `cpu_devices` is what `make_cpu_devices` returned.
 
     Raises:
         ValueError: there are not so many, or seeds or environments cannot be cut so.
     """
-    num_seed_devices = choose_seed_devices(options)
+    num_seed_devices = choose_seed_devices(options, cpu_devices)
     env_devices, available = options.env_devices, jax.device_count()
     told = f"seed_devices * env_devices = {num_seed_devices} * {env_devices}"
     asked = num_seed_devices * env_devices
@@ -89,8 +109,8 @@ def spread_agents(options: "Options", train: Train[Any]) -> SpreadTrain:
     return sharding.spread(train, mesh, 1, options.lanes.replace("-", " "))
 
 
-def choose_seed_devices(options: "Options") -> int:
-    """As many as are asked for; else all there are of several accelerators, and 1 on CPU.
+def choose_seed_devices(options: "Options", cpu_devices: int = 1) -> int:
+    """As many as are asked for; else all there are of several accelerators, and `cpu_devices`.
 
     Not more than can have equally many seeds each; all of them where there are several processes.
     """
@@ -100,8 +120,8 @@ def choose_seed_devices(options: "Options") -> int:
     if jax.process_count() > 1:
         return max(1, available)
     if jax.default_backend() == "cpu":
-        return 1
-    return max((n for n in range(1, available + 1) if options.num_seeds % n == 0), default=1)
+        return cpu_devices
+    return most_devices(options.num_seeds, available)
 
 
 def check_seeds(num_seeds: int, num_seed_devices: int) -> None:

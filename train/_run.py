@@ -115,10 +115,10 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
-    _devices.make_cpu_devices(options, options.num_processes or 1)
+    cpu_devices = _devices.make_cpu_devices(options, options.num_processes or 1)
     processes = _processes.start(options)
     with processes.guarded(refusals=True):
-        run = check_and_make(agent, options, config, processes, argv)
+        run = check_and_make(agent, options, config, processes, argv, cpu_devices)
         if isinstance(run, str):
             processes.finish()
             return lambda: print(run) or 0
@@ -138,6 +138,7 @@ def check_and_make(
     config: Any,
     processes: Processes,
     argv: Sequence[str] | None,
+    cpu_devices: int = 1,
 ) -> Run | str:
     """Return a run that has passed all checks, its folder made; or why there is nothing to do.
 
@@ -173,7 +174,7 @@ def check_and_make(
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
     train = agent.make_train(config, setup.env, setup.params)
-    spread = _devices.spread(options, train, getattr(config, "num_envs", 1))
+    spread = _devices.spread(options, train, getattr(config, "num_envs", 1), cpu_devices)
     check_memory(spread, options.num_seeds)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -73,6 +75,27 @@ def test_cpu_programs_run_on_one_thread_unless_the_user_says(
     finally:
         jax.config.update("jax_platforms", before)
     assert os.environ.get("PJRT_NPROC") == expected
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "available", "expected"), [(4, 2, 2), (4, 3, 2), (1, 8, 1), (6, 4, 3), (5, 4, 1)]
+)
+def test_as_many_devices_as_can_have_equally_many_seeds(num_seeds, available, expected):
+    assert _devices.most_devices(num_seeds, available) == expected
+
+
+def test_on_cpu_each_core_is_a_device_of_the_seeds(tmp_path):
+    """In a process of its own, as JAX has begun here and keeps its devices."""
+    program = (
+        "import os, sys; os.cpu_count = lambda: 2; from train import ppo; ppo.main(sys.argv[1:])"
+    )
+    argv = [*SETTINGS["ppo"], *SMALL, "--runs-dir", str(tmp_path), "--name", "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 2 devices" in done.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seed_devices"] == 2
 
 
 @pytest.mark.slow
