@@ -401,7 +401,8 @@ def busy(task: dict[str, Any], cores: int) -> float | None:
     """Median load while a task was measured, if that is more than our own work makes."""
     loads = [run["load"] for runs in task["runs"].values() for run in good(runs)]
     load = median([load for load in loads if load is not None])
-    return load if load is not None and load > cores + 0.5 else None
+    # our own: a thread for each core, and now and then the compiler beside them
+    return load if load is not None and load > cores + 1 else None
 
 
 # showing ------------------------------------------------------------------------------------------
