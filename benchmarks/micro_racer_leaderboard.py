@@ -265,17 +265,17 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Hold the rows against what was asked for: what, whether it is met, by how much."""
     found = []
 
-    def judge(what: str, row: dict[str, Any], completed: float, steps: float | None) -> None:
+    def judge(what: str, row: dict[str, Any], completed: float, steps: float) -> None:
         length = row["success_length_mean"]
-        met = row["success_rate"] > completed if steps is None else reaches(row, completed, steps)
         reached = f"{100 * row['success_rate']:.1f} % in {_whole(length)} steps"
-        found.append({"bar": what, "met": bool(met), "reached": reached})
+        found.append({"bar": what, "met": reaches(row, completed, steps), "reached": reached})
 
     for row in rows:
-        if row["kind"] == "50k":
-            namesake = PUBLISHED[row["name"]].success_rate
+        if row["kind"] == "50k":  # the laps of all seeds: a median would forgive those that fail
+            namesake, mine = PUBLISHED[row["name"]].success_rate, mean_rate(row)
             what = f"{LABELS[row['name']]} at 50k: more than {100 * namesake:.1f} %"
-            judge(what, row, namesake, None)
+            reached = f"{100 * mine:.1f} %, median {100 * row['success_rate']:.1f} %"
+            found.append({"bar": what, "met": mine > namesake, "reached": reached})
     for row in rows:
         if row["kind"] == "peak":
             judge(f"{LABELS[row['name']]} at its peak: {_bar(PEAK_BAR)}", row, *PEAK_BAR)
@@ -285,6 +285,11 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row = nearest(finals, completed, steps)
             judge(f"{what}: {_bar((completed, steps))} ({title(row)})", row, completed, steps)
     return found
+
+
+def mean_rate(row: dict[str, Any]) -> float:
+    """Share of the laps that all seeds of a row together complete."""
+    return float(np.mean([seed["success_rate"] for seed in row["per_seed"]]))
 
 
 def reaches(row: dict[str, Any], completed: float, steps: float) -> bool:
@@ -324,11 +329,11 @@ def title(row: dict[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The leaderboard: medians over seeds, the published originals beside them."""
+    """The leaderboard: medians over seeds, their mean completion, the published originals."""
     lines = [
-        "| agent | env steps | completed (seeds) | return | steps of a lap | mean speed | "
+        "| agent | env steps | completed (seeds) | mean | return | steps of a lap | mean speed | "
         "wall [s] | CPU [s] | steps/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, head in (("50k", "at the original's budget"), ("peak", "at its peak"), (RACE, "")):
         for row in (r for r in rows if r["kind"] == kind):
@@ -337,6 +342,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 f"{title(row)}{', ' if head else ''}{head}",
                 f"{row['env_steps']:,}",
                 f"{100 * row['success_rate']:.1f} % ({min(rates):.1f} to {max(rates):.1f})",
+                f"{100 * mean_rate(row):.1f} %",
                 f"{row['return_mean']:.2f}",
                 _whole(row["success_length_mean"]),
                 f"{row['speed_mean']:.3f}",
@@ -347,7 +353,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     for name, theirs in PUBLISHED.items():
         cells = [f"original: {LABELS[name]}", "50,000" if name != "ppo" else "600 episodes"]
-        cells += [f"{100 * theirs.success_rate:.1f} %", f"{theirs.return_mean:.2f}"]
+        cells += [f"{100 * theirs.success_rate:.1f} %", "", f"{theirs.return_mean:.2f}"]
         cells += [f"{theirs.success_length_mean:.0f}", "", "", "", theirs.steps_per_s]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -48,6 +48,14 @@ def test_at_the_originals_budget_more_laps_than_the_namesake_are_asked_for():
     assert (td3["bar"], td3["met"]) == ("TD3 at 50k: more than 73.0 %", True)
 
 
+def test_at_the_originals_budget_the_laps_of_all_seeds_count():
+    """0.9, 0.9 and 0.3: a median of 0.9, but 0.7 of all laps."""
+    row = a_row("td3", "50k", 0.9)
+    row["per_seed"] = [{"success_rate": rate} for rate in (0.9, 0.3, 0.9)]
+    bar, *_ = board.bars([row])
+    assert (bar["met"], bar["reached"]) == (False, "70.0 %, median 90.0 %")
+
+
 def test_the_best_is_the_row_nearest_to_the_bar():
     careful = a_row("sac", success=0.995, steps=560.0)
     fast = a_row("td3", success=0.97, steps=470.0)
@@ -123,7 +131,7 @@ def test_a_tiny_run_writes_table_plot_and_json(tmp_path, monkeypatch, capsys):
     assert plot.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "| TD3, at the original's budget | 32 |" in out
-    assert "| original: DDPG | 50,000 | 92.0 % | 6.18 | 730 |" in out
+    assert "| original: DDPG | 50,000 | 92.0 % |  | 6.18 | 730 |" in out
 
 
 def fake_training(monkeypatch):
