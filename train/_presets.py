@@ -198,7 +198,7 @@ MICRO_RACER_50K: dict[str, Preset] = {
             "learning_rate": 1e-3,
             "activation": "relu",
         },
-        train_params=CRASH_50K,
+        train_params={"failure_reward": -5.0},
     ),
     # with rewards of one step and a far horizon it goes on crashing
     "td3": Preset({**REPLAY_50K, "n_step": 3, "gamma": 0.98}, train_params=CRASH_50K),
