@@ -37,22 +37,23 @@ def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
 
     Returns:
         how many devices the seeds go over on CPU where nothing is asked for: one for each core, as
-        far as each gets equally many seeds. 1 where JAX has begun already: it keeps what it has,
-        and `spread` tells if that is not enough.
+        far as each gets equally many seeds. 1 where JAX has begun already, or was given a number of
+        devices: it keeps what it has, and `spread` tells if that is not enough.
     """
     use_one_thread()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return 1
+    there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
     default = 1
-    if num_processes == options.env_devices == 1 and only_cpu():
+    if num_processes == options.env_devices == 1 and there <= 0 and only_cpu():
         default = most_devices(options.num_seeds, os.cpu_count() or 1)
     asked = (options.seed_devices or default) * options.env_devices // num_processes
-    there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
-    try:
-        jax.config.update("jax_num_cpu_devices", max(there, asked))
-    except RuntimeError:
-        return 1
-    return default if asked == default else 1
+    if asked > max(1, there):
+        try:
+            jax.config.update("jax_num_cpu_devices", asked)
+        except RuntimeError:
+            return 1
+    return default
 
 
 def most_devices(num_seeds: int, available: int) -> int:
