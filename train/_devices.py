@@ -46,7 +46,7 @@ def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
     there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
     default = 1
     if num_processes == options.env_devices == 1 and there <= 0 and only_cpu():
-        default = most_devices(options.num_seeds, os.cpu_count() or 1)
+        default = most_devices(options.num_seeds, num_cores())
     asked = (options.seed_devices or default) * options.env_devices // num_processes
     if asked > max(1, there):
         try:
@@ -54,6 +54,13 @@ def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
         except RuntimeError:
             return 1
     return default
+
+
+def num_cores() -> int:
+    """Cores that this process may use; fewer than there are where it is bound to some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def most_devices(num_seeds: int, available: int) -> int:

@@ -7,7 +7,6 @@ stochastic policy, as the peers do, and are DQN's best.
 
 import importlib
 import json
-import os
 import sys
 from typing import Any
 
@@ -16,16 +15,16 @@ import jax.numpy as jnp
 
 from benchmarks._peers import measure
 from jaxrl import rollout, sharding, spaces
-from train._devices import use_one_thread
+from train import _devices
 
 PACKAGES = ("jaxrl", "gymnax", "jax", "flax", "optax")
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
-    use_one_thread()
-    cores, num_seeds = os.cpu_count() or 1, settings["num_seeds"]
-    num_devices = max(n for n in range(1, min(cores, num_seeds) + 1) if num_seeds % n == 0)
+    _devices.use_one_thread()
+    num_seeds = settings["num_seeds"]
+    num_devices = _devices.most_devices(num_seeds, _devices.num_cores())
     jax.config.update("jax_num_cpu_devices", num_devices)
     from train._envs import make_env  # computes: after the devices are made
     from train._run import machine
@@ -51,9 +50,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         )
         return episodes.returns.mean()
 
-    many = None
-    if len(jax.devices()) > 1:
-        many = sharding.spread(run, sharding.make_mesh(len(jax.devices())), 1).each
+    mesh = sharding.make_mesh(_devices.most_devices(num_seeds, len(jax.devices())))
+    many = sharding.spread(run, mesh, 1).each
     names = ("num_seeds", "num_runs", "first_seed")
     numbers = (settings[name] for name in names)
     result = measure.train_jax(train, score, jax.random.key, *numbers, many=many)

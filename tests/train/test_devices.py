@@ -87,7 +87,8 @@ def test_as_many_devices_as_can_have_equally_many_seeds(num_seeds, available, ex
 def test_on_cpu_each_core_is_a_device_of_the_seeds(tmp_path):
     """In a process of its own, as JAX has begun here and keeps its devices."""
     program = (
-        "import os, sys; os.cpu_count = lambda: 2; from train import ppo; ppo.main(sys.argv[1:])"
+        "import os, sys; os.sched_getaffinity = lambda _: {0, 1}; "
+        "from train import ppo; ppo.main(sys.argv[1:])"
     )
     argv = [*SETTINGS["ppo"], *SMALL, "--runs-dir", str(tmp_path), "--name", "run"]
     done = subprocess.run(
