@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import draws
+
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -22,7 +24,8 @@ class Categorical:
 
     def noise(self, key: jax.Array, num: tuple[int, ...] = ()) -> jax.Array:
         """Draw Gumbel noise (*num, ..., n), of which `place` takes (..., n)."""
-        return jax.random.gumbel(key, num + self.logits.shape, self.logits.dtype)
+        shape = num + self.logits.shape
+        return draws.draw(jax.random.gumbel, key, shape, self.logits.dtype)
 
     def place(self, noise: jax.Array) -> jax.Array:
         """Turn noise into a draw (...) int32: the largest of logits plus noise."""
@@ -41,7 +44,7 @@ class Categorical:
         log_p = jax.nn.log_softmax(self.logits)
         return jnp.take_along_axis(log_p, value[..., None], axis=-1)[..., 0]
 
-    def entropy(self, key: jax.Array) -> jax.Array:
+    def entropy(self, key: jax.Array | None = None) -> jax.Array:
         """Entropy (...) in nats, exact; `key` is not used."""
         del key
         log_p = jax.nn.log_softmax(self.logits)
@@ -58,7 +61,7 @@ class Normal:
 
     def noise(self, key: jax.Array, num: tuple[int, ...] = ()) -> jax.Array:
         """Draw standard normal noise (*num, ..., n), of which `place` takes (..., n)."""
-        return jax.random.normal(key, num + self.mean.shape, self.mean.dtype)
+        return draws.draw(jax.random.normal, key, num + self.mean.shape, self.mean.dtype)
 
     def place(self, noise: jax.Array) -> jax.Array:
         """Turn noise into a draw (..., n) by the reparameterisation mean + std * noise."""

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl import draws
 from jaxrl.distributions import Categorical, Normal, TanhNormal
 from jaxrl.spaces import ActionSpec, Discrete
 
@@ -30,10 +31,18 @@ def orthogonal(scale: float) -> Callable[..., jax.Array]:
     A batched QR decomposition spreads over XLA's threads on CPU and waits for them on one of them:
     two at once, of two networks or on two devices, can wait for each other for ever (jax 0.10).
     """
-    init = nn.initializers.orthogonal(scale)
 
     def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.custom_batching.sequential_vmap(lambda key: init(key, shape, dtype))(key)
+        inputs, outputs = shape
+
+        @jax.custom_batching.sequential_vmap
+        def one(key: jax.Array) -> jax.Array:
+            tall = (max(inputs, outputs), min(inputs, outputs))
+            q, r = jnp.linalg.qr(draws.draw(jax.random.normal, key, tall, dtype))
+            q = q * jnp.where(jnp.diag(r) < 0, -1.0, 1.0)[None]  # uniform (Mezzadri 2007, sec. 5)
+            return scale * (q if inputs >= outputs else q.T)
+
+        return one(key)
 
     return draw
 

@@ -10,8 +10,11 @@ takes `num_gradient_steps` steps, each on a batch of its own:
 So there are num_gradient_steps / (train_every * num_envs) gradient steps to an environment step.
 Nothing is learnt before `learning_starts` environment steps are stored. An agent brings what is its
 own: the networks (`init`), its way to act (`explore`), its losses (`learn`).
+
+What is random is drawn for many rounds at once: a handful of numbers costs almost as much.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,12 +25,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, prioritized, replay, rollout, spaces
+from jaxrl import draws, normalize, prioritized, replay, rollout, spaces
 from jaxrl.checks import check_count, check_flags, check_real
 from jaxrl.normalize import RunningStats
 from jaxrl.prioritized import Priorities
 from jaxrl.replay import Batch, Replay
 from jaxrl.types import Env, Metrics, Train
+
+MAX_DRAWN_BYTES = 2**20  # of random numbers drawn ahead; what is read soon stays in the cache
 
 
 class Settings(Protocol):
@@ -95,18 +100,40 @@ class Noise:
     episode."""
 
 
+@struct.dataclass
+class StepDraws:
+    """What is random in one step of all environments; more leading axes for more."""
+
+    explore: Any  # the agent's, see `Agent.draw_explore`
+    noise: jax.Array | None  # () key of `Noise.next`
+    env: rollout.Draws
+
+
+@struct.dataclass
+class LearnDraws:
+    """What is random in one gradient step; more leading axes for more."""
+
+    sample: jax.Array  # (batch,) uint32, of which places are made; by priority a key ()
+    learn: Any  # the agent's, see `Agent.draw_learn`
+
+
 @dataclass(frozen=True)
 class Agent:
     """What an agent brings to the loop. Observations are normalised and flat: (*batch, size)."""
 
     init: Callable[[jax.Array, jax.Array], Any]
     """`init(key, obs) -> learner`, for observations of that shape."""
+    draw_explore: Callable[[jax.Array, tuple[int, ...]], Any]
+    """`draw_explore(key, (*num, num_envs))`: what is random in acting in `num` steps, leaves of
+    that shape and more axes."""
     explore: Callable[..., tuple[jax.Array, jax.Array]]
-    """`explore(learner, obs, key, env_steps) -> (env_action, action)`: to step with, to store.
-    Where there is `noise`, it comes as a fifth argument."""
-    learn: Callable[[Any, Batch, jax.Array, jax.Array], tuple[Any, Metrics, jax.Array]]
-    """`learn(learner, batch, weight, key) -> (learner, metrics, td_error (batch,))`: one gradient
-    step; weight (batch,) is 1 without priorities."""
+    """`explore(learner, obs, drawn, env_steps) -> (env_action, action)`: to step with, to store;
+    drawn is one step's. Where there is `noise`, it comes as a fifth argument."""
+    draw_learn: Callable[[jax.Array, tuple[int, ...]], Any]
+    """`draw_learn(key, num)`: what is random in `num` gradient steps, leaves (*num, ...)."""
+    learn: Callable[[Any, Batch, jax.Array, Any], tuple[Any, Metrics, jax.Array]]
+    """`learn(learner, batch, weight, drawn) -> (learner, metrics, td_error (batch,))`: one gradient
+    step; weight (batch,) is 1 without priorities; drawn is its own."""
     noise: Noise | None = None
     """Exploration that remembers."""
 
@@ -196,17 +223,43 @@ def make_train(
             obs = normalize.normalize(obs_stats, obs)
         return spaces.flat(obs, obs_shape)
 
-    def act_and_step(learner, obs_stats, actors, noise, env_steps, key):
+    def draw(key: jax.Array, num: int) -> tuple[StepDraws, LearnDraws]:
+        """Draw for `num` rounds: leaves (num, train_every, ...), (num, num_gradient_steps, ...)."""
+        key_explore, key_noise, key_env, key_sample, key_learn = jax.random.split(key, 5)
+        steps, learning = (num, config.train_every), (num, config.num_gradient_steps)
+        env_draws = rollout.draw(env, env_params, key_env, math.prod(steps), config.num_envs)
+        if priority is None:
+            shape = (*learning, config.batch_size)
+            sample = draws.draw(jax.random.bits, key_sample, shape, jnp.uint32)
+        else:
+            sample = draws.draw(jax.random.split, key_sample, learning)
+        for_steps = StepDraws(
+            explore=agent.draw_explore(key_explore, (*steps, config.num_envs)),
+            noise=None if agent.noise is None else draws.draw(jax.random.split, key_noise, steps),
+            env=jax.tree.map(lambda x: x.reshape(*steps, *x.shape[1:]), env_draws),
+        )
+        return for_steps, LearnDraws(sample, agent.draw_learn(key_learn, learning))
+
+    drawn = jax.eval_shape(lambda key: draw(key, 1), jax.random.key(0))
+    bytes_of_round = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn))
+    # rounds to draw for at once
+    block = max(
+        n
+        for n in range(1, num_rounds + 1)
+        if n == 1 or (num_rounds % n == 0 and n * bytes_of_round <= MAX_DRAWN_BYTES)
+    )
+
+    def act_and_step(learner, obs_stats, actors, noise, env_steps, drawn: StepDraws):
         """Step all environments once: actors, noise, (transition, episodes ended)."""
         remembered = () if agent.noise is None else (noise,)
-        key_act, key_env, *key_noise = jax.random.split(key, 2 + len(remembered))
         env_action, action = agent.explore(
-            learner, see(obs_stats, actors.obs), key_act, env_steps, *remembered
+            learner, see(obs_stats, actors.obs), drawn.explore, env_steps, *remembered
         )
-        actors, transition, ended = rollout.step(env, env_params, actors, env_action, key_env)
+        actors, transition, ended = rollout.step(env, env_params, actors, env_action, drawn.env)
         if agent.noise is not None:
+            assert drawn.noise is not None
             done = transition.terminated | transition.truncated
-            noise = agent.noise.next(noise, done, *key_noise)
+            noise = agent.noise.next(noise, done, drawn.noise)
         return actors, noise, (replace(transition, action=action), ended)
 
     def init(key: jax.Array) -> TrainState:
@@ -217,9 +270,12 @@ def make_train(
         if agent.noise is not None:
             key, key_noise = jax.random.split(key)
             noise = agent.noise.init(key_noise, config.num_envs)
-        _, _, (transition, _) = jax.eval_shape(
-            act_and_step, learner, obs_stats, actors, noise, jnp.int32(0), key
-        )
+
+        def first_step():
+            drawn, _ = jax.tree.map(lambda x: x[0, 0], draw(key, 1))
+            return act_and_step(learner, obs_stats, actors, noise, jnp.int32(0), drawn)
+
+        _, _, (transition, _) = jax.eval_shape(first_step)
         buffer = replay.init(transition, config.buffer_size)
         return TrainState(
             learner=learner,
@@ -237,22 +293,19 @@ def make_train(
         obs, next_obs = see(state.obs_stats, batch.obs), see(state.obs_stats, batch.next_obs)
         return replace(batch, obs=obs, next_obs=next_obs)
 
-    def learn_uniform(state: TrainState, key: jax.Array, num_gradient_steps: jax.Array):
+    def learn_uniform(state: TrainState, drawn: LearnDraws, num_gradient_steps: jax.Array):
         """Take the gradient steps of one round: learner, and metrics summed over them."""
-        key_draw, key_learn = jax.random.split(key)
-        keys = jax.random.split(key_learn, config.num_gradient_steps)
         weight = jnp.ones(config.batch_size, jnp.float32)
 
         def one(learner, inputs):
-            batch, key = inputs
-            learner, metrics, _ = agent.learn(learner, batch, weight, key)
+            batch, drawn = inputs
+            learner, metrics, _ = agent.learn(learner, batch, weight, drawn)
             return learner, metrics
 
         def learn():
-            # nothing is written meanwhile: draw all batches at once
-            shape = (config.num_gradient_steps, config.batch_size)
-            batches = batch_at(state, replay.draw(state.replay, key_draw, shape))
-            learner, metrics = jax.lax.scan(one, state.learner, (batches, keys))
+            # nothing is written meanwhile: take all batches at once
+            batches = batch_at(state, replay.places(state.replay, drawn.sample))
+            learner, metrics = jax.lax.scan(one, state.learner, (batches, drawn.learn))
             return learner, jax.tree.map(lambda x: x.sum(0), metrics)
 
         _, shapes = jax.eval_shape(learn)
@@ -265,47 +318,51 @@ def make_train(
         return replace(state, learner=learner), metrics
 
     def learn_by_priority(
-        state: TrainState, key: jax.Array, num_gradient_steps: jax.Array, progress: jax.Array
+        state: TrainState,
+        drawn: LearnDraws,
+        num_gradient_steps: jax.Array,
+        progress: jax.Array,
     ):
         """Do the same, where each gradient step changes the priorities for the next."""
         assert priority is not None
         alpha, beta = priority.alpha, priority.beta + (1.0 - priority.beta) * progress
-        keys = jax.random.split(key, (config.num_gradient_steps, 2))
         count = state.replay.size * config.num_envs
 
-        def one(learner, priorities, keys):
-            place, weight = prioritized.draw(priorities, count, keys[0], config.batch_size, beta)
-            learner, metrics, error = agent.learn(learner, batch_at(state, place), weight, keys[1])
+        def one(learner, priorities, drawn: LearnDraws):
+            key, batch_size = drawn.sample, config.batch_size
+            place, weight = prioritized.draw(priorities, count, key, batch_size, beta)
+            batch = batch_at(state, place)
+            learner, metrics, error = agent.learn(learner, batch, weight, drawn.learn)
             return learner, prioritized.update(priorities, place, error, alpha), metrics
 
         def body(i, carry):
             learner, priorities, total = carry
-            learner, priorities, metrics = one(learner, priorities, keys[i])
+            mine = jax.tree.map(lambda x: x[i], drawn)
+            learner, priorities, metrics = one(learner, priorities, mine)
             return learner, priorities, jax.tree.map(jnp.add, total, metrics)
 
-        shapes = jax.eval_shape(one, state.learner, state.priorities, keys[0])[2]
+        first = jax.tree.map(lambda x: x[0], drawn)
+        shapes = jax.eval_shape(one, state.learner, state.priorities, first)[2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         learner, priorities, metrics = jax.lax.fori_loop(
             0, num_gradient_steps, body, (state.learner, state.priorities, zeros)
         )
         return replace(state, learner=learner, priorities=priorities), metrics
 
-    def one_round(state: TrainState, inputs: tuple[jax.Array, jax.Array]):
+    def one_round(state: TrainState, inputs: tuple[jax.Array, tuple[StepDraws, LearnDraws]]):
         """Collect, then learn."""
-        index, key = inputs  # rounds since the start of the run
-        key_collect, key_learn = jax.random.split(key)
+        index, (for_steps, for_learning) = inputs  # index: rounds since the start of the run
         env_steps = index * steps_per_round
 
-        def one_step(carry, key):
+        def one_step(carry, drawn):
             actors, noise = carry
             actors, noise, step = act_and_step(
-                state.learner, state.obs_stats, actors, noise, env_steps, key
+                state.learner, state.obs_stats, actors, noise, env_steps, drawn
             )
             return (actors, noise), step
 
-        keys = jax.random.split(key_collect, config.train_every)
         (actors, noise), (transitions, ended) = jax.lax.scan(
-            one_step, (state.actors, state.noise), keys
+            one_step, (state.actors, state.noise), for_steps
         )
         if state.priorities is not None:
             priorities = prioritized.add(state.priorities, state.replay, config.train_every)
@@ -319,17 +376,23 @@ def make_train(
         starts = stored >= config.learning_starts
         num_gradient_steps = jnp.where(starts, config.num_gradient_steps, 0)
         if priority is None:
-            state, metrics = learn_uniform(state, key_learn, num_gradient_steps)
+            state, metrics = learn_uniform(state, for_learning, num_gradient_steps)
         else:
             progress = stored.astype(jnp.float32) / total_steps
-            state, metrics = learn_by_priority(state, key_learn, num_gradient_steps, progress)
+            state, metrics = learn_by_priority(state, for_learning, num_gradient_steps, progress)
         return state, (metrics, num_gradient_steps, jax.tree.map(lambda x: x.sum(0), ended))
+
+    def one_block(state: TrainState, inputs: tuple[jax.Array, jax.Array]):
+        """Draw for some rounds, then go through them."""
+        first, key = inputs
+        state, sums = jax.lax.scan(one_round, state, (first + jnp.arange(block), draw(key, block)))
+        return state, jax.tree.map(lambda x: x.sum(0), sums)
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
         key, key_rounds = jax.random.split(state.key)
-        first = state.num_updates * num_rounds
-        rounds = (first + jnp.arange(num_rounds), jax.random.split(key_rounds, num_rounds))
-        state, sums = jax.lax.scan(one_round, state, rounds)
+        first = state.num_updates * num_rounds + jnp.arange(0, num_rounds, block)
+        blocks = (first, jax.random.split(key_rounds, num_rounds // block))
+        state, sums = jax.lax.scan(one_block, state, blocks)
         metrics, num_gradient_steps, ended = jax.tree.map(lambda x: x.sum(0), sums)
         metrics = jax.tree.map(lambda x: x / jnp.maximum(num_gradient_steps, 1), metrics)
         metrics["num_gradient_steps"] = num_gradient_steps.astype(jnp.float32)

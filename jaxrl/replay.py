@@ -154,8 +154,13 @@ def draw(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     size of the buffer; sampling without replacement would cost a pass over all of it. Some places
     are likelier than others by a part in 2^32 / (number of transitions), far below what matters.
     """
+    return places(replay, jax.random.bits(key, shape, jnp.uint32))
+
+
+def places(replay: Replay, bits: jax.Array) -> jax.Array:
+    """Make of random uint32 `bits` places of written transitions, int32; see `draw`."""
     count = (replay.size * replay.num_envs).astype(jnp.uint32)
-    return (jax.random.bits(key, shape, jnp.uint32) % count).astype(jnp.int32)
+    return (bits % count).astype(jnp.int32)
 
 
 def take(replay: Replay, place: jax.Array, gamma: float | jax.Array, num_steps: int = 1) -> Batch:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import draws
 from jaxrl.checks import check_count, check_real
 from jaxrl.types import Env, Transition
 
@@ -75,10 +76,12 @@ def draw(env: Env, env_params: Any, key: jax.Array, num_steps: int, num_envs: in
         one = jax.eval_shape(any_env.reset_env, key, env_params)
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one))
         if size * num_steps * num_envs <= MAX_START_BYTES:
-            keys = jax.random.split(key, (2, num_steps, num_envs))
-            reset_env = jax.vmap(jax.vmap(any_env.reset_env, (0, None)), (0, None))
-            return Draws(keys[0], reset_env(keys[1], env_params))
-    return Draws(jax.random.split(key, (num_steps, num_envs)), None)
+            keys = draws.draw(jax.random.split, key, (2, num_steps * num_envs))
+            start = jax.vmap(any_env.reset_env, (0, None))(keys[1], env_params)
+            return jax.tree.map(
+                lambda x: x.reshape(num_steps, num_envs, *x.shape[1:]), Draws(keys[0], start)
+            )
+    return Draws(draws.draw(jax.random.split, key, (num_steps, num_envs)), None)
 
 
 def step(

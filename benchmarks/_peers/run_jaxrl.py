@@ -41,10 +41,10 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     best = settings["agent"] == "dqn"
 
     def train(key: jax.Array) -> Any:
-        return run(key)
+        return run(key)[0]  # no losses or episodes' returns, as the peers report none
 
     def score(trained: Any, key: jax.Array) -> jax.Array:
-        policy = agent.get_policy(trained[0])
+        policy = agent.get_policy(trained)
         episodes = rollout.evaluate(
             env, params, lambda obs, k: act(policy, obs, None if best else k), key, 128
         )

@@ -24,7 +24,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet
 from jaxrl.off_policy import TrainState
@@ -121,9 +121,9 @@ def critic_loss(td_error: jax.Array, weight: jax.Array) -> jax.Array:
     return 0.5 * (td_error**2).dot(weight) / weight.shape[0]
 
 
-def noisy(action: jax.Array, key: jax.Array, std: float | jax.Array) -> jax.Array:
-    """Return actions (*batch, size) in [-1, 1] with Gaussian noise."""
-    return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
+def noisy(action: jax.Array, normals: jax.Array, std: float | jax.Array) -> jax.Array:
+    """Return actions (*batch, size) in [-1, 1] with Gaussian noise, of standard `normals`."""
+    return jnp.clip(action + std * normals, -1.0, 1.0)
 
 
 def ou_step(
@@ -208,7 +208,7 @@ def make_act(
             obs = normalize.normalize(policy.obs_stats, obs)
         unit = net.action(policy.params, spaces.flat(obs, obs_shape))
         if key is not None:
-            unit = noisy(unit, key, config.exploration_noise)
+            unit = noisy(unit, jax.random.normal(key, unit.shape), config.exploration_noise)
         return action.scale(unit)
 
     return act
@@ -261,24 +261,33 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             num_gradient_steps=jnp.zeros((), jnp.int32),
         )
 
+    def draw_explore(key: jax.Array, num: tuple[int, ...]):
+        """Noise for the policy's actions (unless it is remembered), and actions to begin with."""
+        key_noise, key_random = jax.random.split(key)
+        shape = (*num, action_spec.size)
+        random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
+        normals = None
+        if config.noise == "gaussian":
+            normals = draws.draw(jax.random.normal, key_noise, shape)
+        return normals, random
+
     def explore(
         learner: Learner,
         obs: jax.Array,
-        key: jax.Array,
+        drawn: Any,
         env_steps: jax.Array,
         noise: jax.Array | None = None,
     ):
-        key_noise, key_random = jax.random.split(key)
+        normals, random = drawn
         if config.noise == "parameter":  # each environment has a perturbed policy of its own
             action = jax.vmap(
-                lambda normals, o: pi_net.action(perturb(learner.policy, normals, learner.sigma), o)
+                lambda each, o: pi_net.action(perturb(learner.policy, each, learner.sigma), o)
             )(noise, obs)
         elif noise is not None:  # of Ornstein and Uhlenbeck
             action = jnp.clip(pi_net.action(learner.policy, obs) + noise, -1.0, 1.0)
         else:
             action = pi_net.action(learner.policy, obs)
-            action = noisy(action, key_noise, config.exploration_noise)
-        random = jax.random.uniform(key_random, action.shape, minval=-1.0, maxval=1.0)
+            action = noisy(action, normals, config.exploration_noise)
         action = jnp.where(env_steps < config.learning_starts, random, action)
         return action_spec.scale(action), action
 
@@ -291,7 +300,11 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         action = pi_net.action(policy, batch.obs)
         return -q_net.values(critic, batch.obs, action).mean(), action
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
+    def draw_learn(key: jax.Array, num: tuple[int, ...]) -> jax.Array | None:
+        """Keys of the noise that measures distance: the numbers, one a weight, are too many."""
+        return draws.draw(jax.random.split, key, num) if config.noise == "parameter" else None
+
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array | None):
         left = 1.0
         if config.anneal_learning_rate:
             left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
@@ -324,7 +337,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         }
 
         sigma = learner.sigma
-        if config.noise == "parameter":
+        if key is not None:  # parameter noise
             normals = mask * jax.random.normal(key, mask.shape)
             moved = pi_net.action(perturb(learner.policy, normals, sigma), batch.obs)
             distance = jnp.sqrt(((moved - action) ** 2).mean())  # Plappert et al. appendix C
@@ -365,5 +378,5 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         noise = off_policy.Noise(first_ou, next_ou)
     elif config.noise == "parameter":
         noise = off_policy.Noise(first_normals, next_normals)
-    agent = off_policy.Agent(init, explore, learn, noise)
+    agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn, noise)
     return off_policy.make_train(config, env, env_params, agent)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_count, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, QNet
 from jaxrl.off_policy import TrainState
@@ -139,10 +139,11 @@ def epsilon(config: Config, env_steps: jax.Array, total_steps: int) -> jax.Array
     return start * (end / start) ** gone
 
 
-def epsilon_greedy(q: jax.Array, key: jax.Array, epsilon: float | jax.Array) -> jax.Array:
-    """Draw actions (*batch,) int32: the best of q (*batch, num_actions), or any with `epsilon`."""
-    # one draw u for both: where u < epsilon, u / epsilon is uniform again
-    u = jax.random.uniform(key, q.shape[:-1])
+def epsilon_greedy(q: jax.Array, u: jax.Array, epsilon: float | jax.Array) -> jax.Array:
+    """Draw actions (*batch,) int32: the best of q (*batch, num_actions), or any with `epsilon`.
+
+    u (*batch,) is uniform in [0, 1) and decides both: where u < epsilon, u / epsilon is uniform.
+    """
     is_random = u < epsilon
     u = jnp.where(is_random, u / jnp.maximum(epsilon, 1e-6), 0.0)
     random = jnp.minimum((u * q.shape[-1]).astype(jnp.int32), q.shape[-1] - 1)
@@ -200,7 +201,7 @@ def make_act(
         q = net.values(policy.params, spaces.flat(obs, obs_shape))
         if key is None:
             return q.argmax(-1).astype(jnp.int32)
-        return epsilon_greedy(q, key, config.epsilon_end)
+        return epsilon_greedy(q, jax.random.uniform(key, q.shape[:-1]), config.epsilon_end)
 
     return act
 
@@ -236,9 +237,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         params = net.init(key, obs)
         return Learner(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
+    def explore(learner: Learner, obs: jax.Array, u: jax.Array, env_steps: jax.Array):
         now = epsilon(config, env_steps, total_steps)
-        action = epsilon_greedy(net.values(learner.params, obs), key, now)
+        action = epsilon_greedy(net.values(learner.params, obs), u, now)
         return action, action
 
     def loss(params: Any, batch: Batch, target: jax.Array, weight: jax.Array):
@@ -246,7 +247,8 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         td_error = chosen - target
         return td_loss(td_error, weight, config.loss), (td_error, chosen)
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, drawn: None):
+        del drawn  # nothing is random here
         # outside the loss: what is not differentiated must not pass through the backward pass
         next_q_target = net.values(learner.target_params, batch.next_obs)
         next_q = net.values(learner.params, batch.next_obs) if config.double else next_q_target
@@ -282,6 +284,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     priority = None
     if config.prioritized:
         priority = off_policy.Priority(config.priority_alpha, config.priority_beta)
-    return off_policy.make_train(
-        config, env, env_params, off_policy.Agent(init, explore, learn), priority
-    )
+
+    def draw_explore(key: jax.Array, num: tuple[int, ...]) -> jax.Array:
+        return draws.draw(jax.random.uniform, key, num)
+
+    agent = off_policy.Agent(init, draw_explore, explore, lambda key, num: None, learn)
+    return off_policy.make_train(config, env, env_params, agent, priority)

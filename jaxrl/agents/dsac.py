@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_count, check_real, check_widths
 from jaxrl.distributions import TanhNormal
 from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet
@@ -251,17 +251,23 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             num_gradient_steps=jnp.zeros((), jnp.int32),
         )
 
-    def draw(policy: Any, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Draw actions (B, size) in (-1, 1) with their log-densities (B,)."""
+    def draw(policy: Any, obs: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Draw actions (B, size) in (-1, 1) with their log-densities (B,); noise (B, size)."""
         pi = pi_net.policy(policy, obs)
         assert isinstance(pi, TanhNormal)
-        drawn = pi.sample(key)
+        drawn = pi.place(noise)
         return pi.squash(drawn), pi.log_prob(drawn)
 
-    def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
+    def draw_explore(key: jax.Array, num: tuple[int, ...]):
+        """Noise for the policy's actions, and actions to begin with."""
         key_policy, key_random = jax.random.split(key)
-        action, _ = draw(learner.policy, obs, key_policy)
-        random = jax.random.uniform(key_random, action.shape, minval=-1.0, maxval=1.0)
+        shape = (*num, action_spec.size)
+        random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
+        return draws.draw(jax.random.normal, key_policy, shape), random
+
+    def explore(learner: Learner, obs: jax.Array, drawn: Any, env_steps: jax.Array):
+        noise, random = drawn
+        action, _ = draw(learner.policy, obs, noise)
         action = jnp.where(env_steps < config.learning_starts, random, action)
         return action_spec.scale(action), action
 
@@ -273,13 +279,22 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         mean, std = returns(critic, batch.obs, batch.action)
         return critic_loss(mean, std, target, config.td_bound, weight), (mean, std)
 
-    def loss_of_policy(policy: Any, critic: Any, alpha: jax.Array, batch: Batch, key: jax.Array):
-        action, log_prob = draw(policy, batch.obs, key)
+    def loss_of_policy(policy: Any, critic: Any, alpha: jax.Array, batch: Batch, noise: jax.Array):
+        action, log_prob = draw(policy, batch.obs, noise)
         mean, _ = returns(critic, batch.obs, action)
         return (alpha * log_prob - mean).mean(), -log_prob
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
-        key_next, key_return, key_policy = jax.random.split(key, 3)
+    def draw_learn(key: jax.Array, num: tuple[int, ...]):
+        """Noise of the actions at the next and at this observation, and of the next return."""
+        key_actions, key_return = jax.random.split(key)
+        noise = draws.draw(
+            jax.random.normal, key_actions, (*num, 2, config.batch_size, action_spec.size)
+        )
+        noise_return = draws.draw(jax.random.normal, key_return, (*num, config.batch_size))
+        return noise[..., 0, :, :], noise[..., 1, :, :], noise_return
+
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, drawn: Any):
+        noise_next, noise, noise_return = drawn
         num_gradient_steps = learner.num_gradient_steps + 1
         alpha = jnp.exp(learner.log_alpha)
         left = 1.0
@@ -288,9 +303,9 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         rate = config.learning_rate * left
 
         # outside the loss: what is not differentiated must not pass through the backward pass
-        next_action, next_log_prob = draw(learner.target_policy, batch.next_obs, key_next)
+        next_action, next_log_prob = draw(learner.target_policy, batch.next_obs, noise_next)
         next_mean, next_std = returns(learner.target_critic, batch.next_obs, next_action)
-        next_return = next_mean + next_std * jax.random.normal(key_return, next_mean.shape)
+        next_return = next_mean + next_std * noise_return
         target = batch.reward + batch.discount * (next_return - alpha * next_log_prob)
         (loss, (mean, std)), critic_grads = jax.value_and_grad(loss_of_critic, has_aux=True)(
             learner.critic, batch, target, weight
@@ -301,7 +316,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         def improve():
             """Take a step of policy and temperature, and of the target networks."""
             (policy_loss, entropy), grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
-                learner.policy, critic, alpha, batch, key_policy
+                learner.policy, critic, alpha, batch, noise
             )
             updates, policy_opt = optimizer.update(grads, learner.policy_opt)
             policy_rate = rate * config.actor_rate_factor
@@ -360,4 +375,5 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
         return learner, metrics, td_error
 
-    return off_policy.make_train(config, env, env_params, off_policy.Agent(init, explore, learn))
+    agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn)
+    return off_policy.make_train(config, env, env_params, agent)

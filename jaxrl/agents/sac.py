@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.distributions import Categorical, TanhNormal
 from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, two_values
@@ -234,28 +234,43 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             num_gradient_steps=jnp.zeros((), jnp.int32),
         )
 
-    def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
+    def draw_explore(key: jax.Array, num: tuple[int, ...]):
+        """Noise for the policy's actions, and actions to begin with."""
         key_policy, key_random = jax.random.split(key)
-        pi = pi_net.policy(learner.policy, obs)
-        drawn, waiting = pi.sample(key_policy), env_steps < config.learning_starts
         if isinstance(action_spec, spaces.Discrete):
-            random = jax.random.randint(key_random, drawn.shape, 0, action_spec.n)
-            action = jnp.where(waiting, random, drawn)
+            noise = draws.draw(jax.random.gumbel, key_policy, (*num, action_spec.n))
+            return noise, draws.draw(jax.random.randint, key_random, num, 0, action_spec.n)
+        shape = (*num, action_spec.size)
+        random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
+        return draws.draw(jax.random.normal, key_policy, shape), random
+
+    def explore(learner: Learner, obs: jax.Array, drawn: Any, env_steps: jax.Array):
+        noise, random = drawn
+        pi = pi_net.policy(learner.policy, obs)
+        action = pi.place(noise)
+        if isinstance(pi, TanhNormal):
+            action = pi.squash(action)
+        action = jnp.where(env_steps < config.learning_starts, random, action)
+        if isinstance(action_spec, spaces.Discrete):
             return action, action
-        assert isinstance(pi, TanhNormal)
-        random = jax.random.uniform(key_random, drawn.shape, minval=-1.0, maxval=1.0)
-        action = jnp.where(waiting, random, pi.squash(drawn))
         return action_spec.scale(action), action
 
-    def value(policy: Any, critics: Any, alpha: jax.Array, obs: jax.Array, key: jax.Array):
+    def draw_learn(key: jax.Array, num: tuple[int, ...]):
+        """Noise of the actions at the next and at this observation."""
+        if isinstance(action_spec, spaces.Discrete):  # nothing is drawn: means are exact
+            return None, None
+        noise = draws.draw(jax.random.normal, key, (*num, 2, config.batch_size, action_spec.size))
+        return noise[..., 0, :, :], noise[..., 1, :, :]
+
+    def value(policy: Any, critics: Any, alpha: jax.Array, obs: jax.Array, noise: Any):
         """Return the soft value V (B,) and the policy's entropy (B,)."""
         pi = pi_net.policy(policy, obs)
         if isinstance(pi, Categorical):
             log_probs = jax.nn.log_softmax(pi.logits)
             q = two_values(q_net, critics, obs)
-            return soft_value_discrete(q, log_probs, alpha), pi.entropy(key)
+            return soft_value_discrete(q, log_probs, alpha), pi.entropy()
         assert isinstance(pi, TanhNormal)
-        drawn = pi.sample(key)
+        drawn = pi.place(noise)
         log_prob = pi.log_prob(drawn)
         q = two_values(q_net, critics, obs, pi.squash(drawn))
         return soft_value(q, log_prob, alpha), -log_prob
@@ -269,12 +284,12 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         td_error = q - target[None]
         return critic_loss(td_error, weight), (td_error, q)
 
-    def loss_of_policy(policy: Any, critics: Any, alpha: jax.Array, batch: Batch, key: jax.Array):
-        soft, entropy = value(policy, critics, alpha, batch.obs, key)
+    def loss_of_policy(policy: Any, critics: Any, alpha: jax.Array, batch: Batch, noise: Any):
+        soft, entropy = value(policy, critics, alpha, batch.obs, noise)
         return -soft.mean(), entropy
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
-        key_next, key_policy = jax.random.split(key)
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, drawn: Any):
+        noise_next, noise = drawn
         alpha = jnp.exp(learner.log_alpha)
         left = 1.0
         if config.anneal_learning_rate:
@@ -283,7 +298,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
         # outside the loss: what is not differentiated must not pass through the backward pass
         next_value, _ = value(
-            learner.policy, learner.target_critics, alpha, batch.next_obs, key_next
+            learner.policy, learner.target_critics, alpha, batch.next_obs, noise_next
         )
         target = batch.reward + batch.discount * next_value
         (loss, (td_error, q)), critic_grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
@@ -296,7 +311,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
 
         (policy_loss, entropy), policy_grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
-            learner.policy, critics, alpha, batch, key_policy
+            learner.policy, critics, alpha, batch, noise
         )
         updates, policy_opt = optimizer.update(policy_grads, learner.policy_opt)
         policy_rate = rate * config.actor_rate_factor
@@ -331,4 +346,5 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
         return learner, metrics, td_error.mean(0)
 
-    return off_policy.make_train(config, env, env_params, off_policy.Agent(init, explore, learn))
+    agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn)
+    return off_policy.make_train(config, env, env_params, agent)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_count, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet, two_values
 from jaxrl.off_policy import TrainState
@@ -103,11 +103,13 @@ class Learner:
 
 
 def smoothed(
-    action: jax.Array, key: jax.Array, std: float | jax.Array, bound: float | jax.Array
+    action: jax.Array, normals: jax.Array, std: float | jax.Array, bound: float | jax.Array
 ) -> jax.Array:
-    """Return actions (B, size) in [-1, 1] with clipped noise: Fujimoto et al. (2018) eq. 14."""
-    noise = jnp.clip(std * jax.random.normal(key, action.shape), -bound, bound)
-    return jnp.clip(action + noise, -1.0, 1.0)
+    """Return actions in [-1, 1] with clipped noise: Fujimoto et al. (2018) eq. 14; all (B, size).
+
+    `normals` are standard normal.
+    """
+    return jnp.clip(action + jnp.clip(std * normals, -bound, bound), -1.0, 1.0)
 
 
 def td_target(batch: Batch, next_q: jax.Array) -> jax.Array:
@@ -166,7 +168,8 @@ def make_act(
             obs = normalize.normalize(policy.obs_stats, obs)
         unit = net.action(policy.params, spaces.flat(obs, obs_shape))
         if key is not None:
-            unit = smoothed(unit, key, config.exploration_noise, math.inf)
+            normals = jax.random.normal(key, unit.shape)
+            unit = smoothed(unit, normals, config.exploration_noise, math.inf)
         return action.scale(unit)
 
     return act
@@ -216,11 +219,17 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             num_gradient_steps=jnp.zeros((), jnp.int32),
         )
 
-    def explore(learner: Learner, obs: jax.Array, key: jax.Array, env_steps: jax.Array):
+    def draw_explore(key: jax.Array, num: tuple[int, ...]):
+        """Noise for the policy's actions, and actions to begin with."""
         key_noise, key_random = jax.random.split(key)
+        shape = (*num, action_spec.size)
+        random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
+        return draws.draw(jax.random.normal, key_noise, shape), random
+
+    def explore(learner: Learner, obs: jax.Array, drawn: Any, env_steps: jax.Array):
+        normals, random = drawn
         action = pi_net.action(learner.policy, obs)
-        action = smoothed(action, key_noise, config.exploration_noise, math.inf)
-        random = jax.random.uniform(key_random, action.shape, minval=-1.0, maxval=1.0)
+        action = smoothed(action, normals, config.exploration_noise, math.inf)
         action = jnp.where(env_steps < config.learning_starts, random, action)
         return action_spec.scale(action), action
 
@@ -233,7 +242,11 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         first = jax.tree.map(lambda x: x[0], critics)
         return -q_net.values(first, batch.obs, pi_net.action(policy, batch.obs)).mean()
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, key: jax.Array):
+    def draw_learn(key: jax.Array, num: tuple[int, ...]) -> jax.Array:
+        """Noise of the target policy."""
+        return draws.draw(jax.random.normal, key, (*num, config.batch_size, action_spec.size))
+
+    def learn(learner: Learner, batch: Batch, weight: jax.Array, normals: jax.Array):
         num_gradient_steps = learner.num_gradient_steps + 1
         left = 1.0
         if config.anneal_learning_rate:
@@ -243,7 +256,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         # outside the loss: what is not differentiated must not pass through the backward pass
         next_action = smoothed(
             pi_net.action(learner.target_policy, batch.next_obs),
-            key,
+            normals,
             config.target_noise,
             config.target_noise_clip,
         )
@@ -304,4 +317,5 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         )
         return learner, metrics, td_error.mean(0)
 
-    return off_policy.make_train(config, env, env_params, off_policy.Agent(init, explore, learn))
+    agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn)
+    return off_policy.make_train(config, env, env_params, agent)
