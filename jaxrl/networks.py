@@ -1,5 +1,7 @@
 """Flax (Linen) networks: plain functions of params, for single or batched inputs alike."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -7,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl import draws
 from jaxrl.distributions import Categorical, Normal, TanhNormal
 from jaxrl.spaces import ActionSpec, Discrete
 
@@ -25,26 +26,23 @@ MIN_LOG_STD, MAX_LOG_STD = -10.0, 2.0
 MAX_COLUMNS = 8  # of a Head that is faster column by column
 
 
-def orthogonal(scale: float) -> Callable[..., jax.Array]:
-    """Return an initialiser of orthogonal matrices times `scale`; under vmap one after the other.
+def orthogonal(normals: jax.Array) -> jax.Array:
+    """Make of standard normals (in, out) an orthogonal matrix, uniformly drawn; one at a time.
 
-    A batched QR decomposition spreads over XLA's threads on CPU and waits for them on one of them:
-    two at once, of two networks or on two devices, can wait for each other for ever (jax 0.10).
+    Mezzadri (2007, arXiv math-ph/0609050), section 5. Under vmap one after the other: a batched QR
+    decomposition spreads over XLA's threads on CPU and waits for them on one of them; two at once,
+    of two networks or on two devices, can wait for each other for ever (jax 0.10).
     """
 
-    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        inputs, outputs = shape
+    @jax.custom_batching.sequential_vmap
+    def one(normals: jax.Array) -> jax.Array:
+        wide = normals.shape[0] < normals.shape[1]
+        q, r = jnp.linalg.qr(normals.T if wide else normals)
+        diagonal = (r * jnp.eye(r.shape[0], dtype=r.dtype)).sum(0)  # jnp.diag is four kernels more
+        q = q * jnp.where(diagonal < 0, -1.0, 1.0)[None]
+        return q.T if wide else q
 
-        @jax.custom_batching.sequential_vmap
-        def one(key: jax.Array) -> jax.Array:
-            tall = (max(inputs, outputs), min(inputs, outputs))
-            q, r = jnp.linalg.qr(draws.draw(jax.random.normal, key, tall, dtype))
-            q = q * jnp.where(jnp.diag(r) < 0, -1.0, 1.0)[None]  # uniform (Mezzadri 2007, sec. 5)
-            return scale * (q if inputs >= outputs else q.T)
-
-        return one(key)
-
-    return draw
+    return one(normals)
 
 
 class Head(nn.Module):
@@ -55,13 +53,12 @@ class Head(nn.Module):
     """
 
     features: int
-    scale: float = 1.0
+    kernel_init: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer."""
-        init = orthogonal(self.scale)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.features > MAX_COLUMNS:
             out = x @ kernel
@@ -88,11 +85,31 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layers."""
         activation = ACTIVATIONS[self.activation]
-        for width in self.hidden:
-            x = nn.Dense(width, kernel_init=orthogonal(2.0**0.5))(x)
+        scales = [2.0**0.5] * len(self.hidden) + [self.out_scale]
+        outputs = [*self.hidden, *([] if self.out_size is None else [self.out_size])]
+        shapes = list(itertools.pairwise([x.shape[-1], *outputs]))
+        normals: Sequence[jax.Array] = []
+        if self.is_initializing():
+            # at once: XLA compiles a draw for each layer, and a key for it, in 0.2 s on CPU
+            sizes = [math.prod(shape) for shape in shapes]
+            drawn = jax.random.normal(self.make_rng("params"), (sum(sizes),))
+            normals = jnp.split(drawn, list(itertools.accumulate(sizes))[:-1])
+
+        def weights(layer: int) -> Callable[..., jax.Array]:
+            def init(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+                del key
+                if not normals:  # Flax asks for the shape when it applies the layer
+                    return jnp.zeros(shape, dtype)
+                return (scales[layer] * orthogonal(normals[layer].reshape(shape))).astype(dtype)
+
+            return init
+
+        for i, width in enumerate(self.hidden):
+            x = nn.Dense(width, kernel_init=weights(i), name=f"Dense_{i}")(x)
             x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
         if self.out_size is not None:
-            x = Head(self.out_size, self.out_scale, name=f"Dense_{len(self.hidden)}")(x)
+            last = len(self.hidden)
+            x = Head(self.out_size, weights(last), name=f"Dense_{last}")(x)
         return x
 
 

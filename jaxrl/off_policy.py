@@ -389,10 +389,9 @@ def make_train(
         return state, jax.tree.map(lambda x: x.sum(0), sums)
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
-        key, key_rounds = jax.random.split(state.key)
+        key, *keys = jax.random.split(state.key, 1 + num_rounds // block)
         first = state.num_updates * num_rounds + jnp.arange(0, num_rounds, block)
-        blocks = (first, jax.random.split(key_rounds, num_rounds // block))
-        state, sums = jax.lax.scan(one_block, state, blocks)
+        state, sums = jax.lax.scan(one_block, state, (first, jnp.stack(keys)))
         metrics, num_gradient_steps, ended = jax.tree.map(lambda x: x.sum(0), sums)
         metrics = jax.tree.map(lambda x: x / jnp.maximum(num_gradient_steps, 1), metrics)
         metrics["num_gradient_steps"] = num_gradient_steps.astype(jnp.float32)

@@ -96,6 +96,7 @@ def test_seeds_over_devices_are_bit_identical(num_devices, num_seeds, lanes):
         jax.tree.map(np.testing.assert_array_equal, lane(found, seed), alone("ppo", seed))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_lanes_side_by_side_on_two_devices_end_and_agree():
     """Two programs of vmapped lanes at once: hung while initial weights used batched LAPACK."""
