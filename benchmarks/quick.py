@@ -6,7 +6,8 @@
 Each program is timed in turns with a reference kernel that never changes (a scan of small matrix
 products, tanh and threefry draws, what the programs are made of), and its time is given as a
 multiple of the kernel's: that number hardly depends on the machine or on what else it does. More
-than 20 % above the baseline is flagged, and the exit code is 1. No test: timings may deceive.
+than 20 % above the baseline is flagged, and the exit code is 1. No test: timings may deceive. Like
+the training scripts it uses one thread.
 """
 
 import json
@@ -22,9 +23,7 @@ import jax.numpy as jnp
 import tyro
 
 from jaxrl.agents import dqn, ppo, sac
-from jaxrl.envs import LunarLander, MicroRacer
-from train._envs import make_env
-from train._run import machine
+from train import _devices
 
 BASELINE = Path(__file__).parent / "results" / "quick.json"
 SLOWER = 1.2  # flagged above this
@@ -61,6 +60,8 @@ def reference() -> Callable[[], Any]:
 
 def learner(agent: Any, config: Any, env_id: str, num_updates: int) -> Callable[[], Any]:
     """Updates of a learner, each call going on from where the last one ended."""
+    from train._envs import make_env  # computes: after the threads are set
+
     setup = make_env(env_id)
     train = agent.make_train(config, setup.env, setup.params)
     state = jax.block_until_ready(jax.jit(train.init)(jax.random.key(0)))
@@ -74,8 +75,11 @@ def learner(agent: Any, config: Any, env_id: str, num_updates: int) -> Callable[
     return go
 
 
-def stepping(env: Any, num_envs: int, num_steps: int) -> Callable[[], Any]:
-    """Steps of an environment with random actions, each call going on."""
+def stepping(name: str, num_envs: int, num_steps: int, **kwargs: Any) -> Callable[[], Any]:
+    """Steps of an environment of `jaxrl.envs` with random actions, each call going on."""
+    import jaxrl.envs
+
+    env = getattr(jaxrl.envs, name)(**kwargs)
     params = env.default_params
     space = env.action_space(params)
 
@@ -119,8 +123,8 @@ PROGRAMS: dict[str, Callable[[], Callable[[], Any]]] = {
         "Pendulum-v1",
         2,
     ),
-    "micro_racer": lambda: stepping(MicroRacer(num_tracks=16), 1024, 100),
-    "lunar_lander": lambda: stepping(LunarLander(), 256, 50),
+    "micro_racer": lambda: stepping("MicroRacer", 1024, 100, num_tracks=16),
+    "lunar_lander": lambda: stepping("LunarLander", 256, 50),
 }
 
 
@@ -159,6 +163,9 @@ def main(options: Options) -> int:
         what = f"only: {unknown[0]!r}" if unknown else f"rounds = {options.rounds}"
         print(f"{what} must be {'of ' + ', '.join(PROGRAMS) if unknown else '>= 1'}")
         return 2
+    _devices.use_one_thread()
+    from train._run import machine
+
     names = list(options.only or PROGRAMS)
     began = time.perf_counter()
     found = measure(names, options.rounds)
