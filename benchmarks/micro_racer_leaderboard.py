@@ -450,20 +450,18 @@ def main(options: Options) -> dict[str, Any]:
     kept = earlier_rows(options)
     make = SetupMaker()
     wanted = entries(options)
-    asked = {(entry.kind, entry.name) for entry in wanted}
     judged = {"episodes": options.episodes, "eval_seed": options.eval_seed}
-    # what is not asked for now stays as it is, if it drove the same tracks
-    rows = [
-        row
-        for row in kept
-        if (row["kind"], row["name"]) not in asked and judged.items() <= row.items()
-    ]
+    # what drove the same tracks stays, what is asked for until its turn comes: a run stopped in the
+    # middle loses no row
+    found = {(row["kind"], row["name"]): row for row in kept if judged.items() <= row.items()}
     result: dict[str, Any] = {}
     for entry in wanted:
         row = find_row(kept, settings(entry, options))
         if row is None:
             row = train_and_evaluate(entry, make(entry.preset.env_kwargs), options)
-        rows.append(row)
+        found.pop((entry.kind, entry.name), None)  # to the end, in the order of the table
+        found[entry.kind, entry.name] = row
+        rows = list(found.values())
         print(
             f"{row['kind']:9s} {title(row):28s} {100 * row['success_rate']:5.1f} % in "
             f"{_whole(row['success_length_mean'])} steps; {row['env_steps']:,} env steps, compiled "

@@ -188,6 +188,32 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_trained(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(path.read_text())["rows"]] == [n for n, _ in trained]
 
 
+def test_resuming_that_is_stopped_keeps_the_rows_not_yet_reached(tmp_path, monkeypatch):
+    fake_training(monkeypatch)
+    path = tmp_path / "board.json"
+    argv = ["--json", str(path), "--plot", "None", "--kinds", "50k", "--resume", "--agents"]
+    assert board.cli([*argv, "sac", "ppo", "td3"]) == 0
+    settings = board.settings
+
+    def changed(entry, options):  # all but TD3 have new settings
+        return settings(entry, options) | ({} if entry.name == "td3" else {"sweep": [[0.5, 0.0]]})
+
+    train = board.train_and_evaluate
+
+    def interrupted(entry, setup, options):
+        if entry.name == "ppo":
+            raise KeyboardInterrupt
+        return {**train(entry, setup, options), "sweep": [[0.5, 0.0]]}
+
+    monkeypatch.setattr(board, "settings", changed)
+    monkeypatch.setattr(board, "train_and_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        board.cli([*argv, "sac", "ppo", "td3"])
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows["sac"]["sweep"] == [[0.5, 0.0]]
+    assert rows["ppo"]["sweep"] == rows["td3"]["sweep"] == []  # of the run before
+
+
 def small_bank(preset):
     return _presets.Preset(preset.config, {"num_tracks": 3}, preset.train_params)
 
