@@ -454,7 +454,7 @@ def main(options: Options) -> dict[str, Any]:
     # what drove the same tracks stays, what is asked for until its turn comes: a run stopped in the
     # middle loses no row
     found = {(row["kind"], row["name"]): row for row in kept if judged.items() <= row.items()}
-    result: dict[str, Any] = {}
+    rows, result = list(found.values()), dict[str, Any]()
     for entry in wanted:
         row = find_row(kept, settings(entry, options))
         if row is None:

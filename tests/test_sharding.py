@@ -59,8 +59,9 @@ def lane(tree, i: int):
     return jax.tree.map(lambda x: x[i], tree)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_environments_on_eight_devices_learn_the_same(name):
     """Data-parallel: equal to one device within float tolerance after 10 updates."""
     run = spread(train(name), make_mesh(1, 8), NUM_ENVS)

@@ -410,7 +410,10 @@ def preset(env_id, **change):
     return reinforce.Config(**found.config).replace(**change), env, params
 
 
-@pytest.mark.parametrize(("gamma", "best"), [(0.5, [0, 0, 0, 1]), (0.9, [0, 0, 0, 0])])
+@pytest.mark.parametrize(
+    ("gamma", "best"),
+    [pytest.param(0.5, [0, 0, 0, 1], marks=pytest.mark.slow), (0.9, [0, 0, 0, 0])],
+)
 def test_solves_the_rover(gamma, best):
     """The most likely action is the optimal one in every state that is not terminal, on 8 seeds.
 

@@ -10,7 +10,7 @@ import pytest
 import jaxrl.envs
 
 CASES = [
-    ("LunarLander-v3", {}),
+    pytest.param(("LunarLander-v3", {}), marks=pytest.mark.slow),  # three minutes of compiling
     pytest.param(("LunarLanderContinuous-v3", {"solver": "fast"}), marks=pytest.mark.slow),
     ("MicroRacer-v0", {"num_tracks": 4}),
     ("MicroRacer-v0", {"num_tracks": 2, "observation": "lidar", "obstacles": False}),

@@ -84,6 +84,7 @@ def test_as_many_devices_as_can_have_equally_many_seeds(num_seeds, available, ex
     assert _devices.most_devices(num_seeds, available) == expected
 
 
+@pytest.mark.slow
 def test_on_cpu_each_core_is_a_device_of_the_seeds(tmp_path):
     """In a process of its own, as JAX has begun here and keeps its devices."""
     program = (

@@ -65,8 +65,9 @@ def test_lanes_are_the_single_runs_of_their_settings(whole):
     rows = _report.evaluate(setup, act, policies, 0, 4)
     for i, rate in enumerate((1e-2, 3e-2)):
         expected, lane = _report.aggregate(rows, i, {}), agents_of(whole)[rate, 4]
+        rounding = 1e-4 * abs(expected["return_mean"])  # of returns; their deviation is small
         for name in ("return_mean", "return_std", "discounted_return_mean"):
-            assert float(lane[name]) == pytest.approx(expected[name], rel=1e-4)
+            assert float(lane[name]) == pytest.approx(expected[name], rel=1e-4, abs=rounding)
     others = {float(row["return_mean"]) for row in agents_of(whole).values() if row["return_mean"]}
     assert len(others) == 8  # every other lane is another agent
 
