@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl import draws
 from jaxrl.distributions import Categorical, Normal, TanhNormal
 from jaxrl.spaces import ActionSpec, Discrete
 
@@ -92,7 +93,7 @@ class MLP(nn.Module):
         if self.is_initializing():
             # at once: XLA compiles a draw for each layer, and a key for it, in 0.2 s on CPU
             sizes = [math.prod(shape) for shape in shapes]
-            drawn = jax.random.normal(self.make_rng("params"), (sum(sizes),))
+            drawn = draws.draw(jax.random.normal, self.make_rng("params"), (sum(sizes),))
             normals = jnp.split(drawn, list(itertools.accumulate(sizes))[:-1])
 
         def weights(layer: int) -> Callable[..., jax.Array]:
@@ -187,6 +188,15 @@ class CriticNet(nn.Module):
     def values(self, params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Return Q(obs, action) (...) under `params`."""
         return self.outputs(params, obs, action)[..., 0]
+
+
+def init_two(net: QNet | CriticNet, key: jax.Array, *inputs: jax.Array) -> Any:
+    """Return two sets of params (leading axis 2) for inputs of those shapes, independently drawn.
+
+    One after the other, as each network's init is: what is alike compiles once.
+    """
+    each = [net.init(one, *inputs) for one in draws.split(key)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
 def two_values(net: QNet | CriticNet, params: Any, *inputs: jax.Array) -> jax.Array:

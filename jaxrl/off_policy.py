@@ -225,7 +225,7 @@ def make_train(
 
     def draw(key: jax.Array, num: int) -> tuple[StepDraws, LearnDraws]:
         """Draw for `num` rounds: leaves (num, train_every, ...), (num, num_gradient_steps, ...)."""
-        key_explore, key_noise, key_env, key_sample, key_learn = jax.random.split(key, 5)
+        key_explore, key_noise, key_env, key_sample, key_learn = draws.split(key, 5)
         steps, learning = (num, config.train_every), (num, config.num_gradient_steps)
         env_draws = rollout.draw(env, env_params, key_env, math.prod(steps), config.num_envs)
         if priority is None:
@@ -263,12 +263,12 @@ def make_train(
         return actors, noise, (replace(transition, action=action), ended)
 
     def init(key: jax.Array) -> TrainState:
-        key, key_learner, key_env = jax.random.split(key, 3)
+        key, key_learner, key_env = draws.split(key, 3)
         actors = rollout.reset(env, env_params, key_env, config.num_envs)
         obs_stats = normalize.init(obs_shape) if config.normalize_obs else None
         learner, noise = agent.init(key_learner, see(obs_stats, actors.obs)), None
         if agent.noise is not None:
-            key, key_noise = jax.random.split(key)
+            key, key_noise = draws.split(key)
             noise = agent.noise.init(key_noise, config.num_envs)
 
         def first_step():
@@ -389,7 +389,7 @@ def make_train(
         return state, jax.tree.map(lambda x: x.sum(0), sums)
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
-        key, *keys = jax.random.split(state.key, 1 + num_rounds // block)
+        key, *keys = draws.split(state.key, 1 + num_rounds // block)
         first = state.num_updates * num_rounds + jnp.arange(0, num_rounds, block)
         state, sums = jax.lax.scan(one_block, state, (first, jnp.stack(keys)))
         metrics, num_gradient_steps, ended = jax.tree.map(lambda x: x.sum(0), sums)

@@ -49,7 +49,7 @@ class EndedEpisodes:
 
 def reset(env: Env, env_params: Any, key: jax.Array, num_envs: int) -> Actors:
     """Start `num_envs` episodes."""
-    keys = jax.random.split(key, num_envs)
+    keys = draws.split(key, num_envs)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(keys, env_params)
     return Actors(obs, env_state, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 

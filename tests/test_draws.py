@@ -32,3 +32,21 @@ def test_the_same_keys(key):
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         drawn, split = jax.random.key_data(drawn), jax.random.key_data(split)
     np.testing.assert_array_equal(drawn, split)
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 16, 17, 300])
+def test_split_gives_the_same_keys(num):
+    drawn, split = draws.split(KEY, num), jax.random.split(KEY, num)
+    np.testing.assert_array_equal(jax.random.key_data(drawn), jax.random.key_data(split))
+
+
+def test_arrays_of_many_sizes_are_drawn_in_few_lengths():
+    """XLA compiles alike draws once: one length for all short ones, eight to a doubling."""
+    lengths = {draws.length(size) for size in range(1, 1025)}
+    assert sorted(lengths)[:17] == [*range(16, 33, 2), *range(36, 65, 4)]
+    assert len(lengths) == 1 + 6 * 8  # six doublings
+    assert all(size <= draws.length(size) <= max(16, 1.125 * size) for size in range(1, 5000))
+
+    drawn = jax.make_jaxpr(lambda key: [draws.draw(jax.random.bits, key, (n,)) for n in (2, 9, 16)])
+    shapes = [e.outvars[0].aval.shape for e in drawn(KEY).eqns if e.primitive.name == "random_bits"]
+    assert shapes == [(16,)] * 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl.distributions import Categorical, Normal, TanhNormal
-from jaxrl.networks import MAX_LOG_STD, MLP, PolicyNet, ValueNet
+from jaxrl.networks import MAX_LOG_STD, MLP, CriticNet, PolicyNet, ValueNet, init_two, two_values
 from jaxrl.spaces import Box, Discrete
 
 OBS = jnp.ones((7, 5))
@@ -53,6 +53,16 @@ def inputs_of(jaxpr) -> Iterator[tuple[str, int]]:
             for inner in value if isinstance(value, tuple) else (value,):
                 if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
                     yield from inputs_of(inner)
+
+
+def test_two_networks_are_drawn_apart():
+    net, action = CriticNet((8,)), jnp.ones((7, 2))
+    both = init_two(net, jax.random.key(0), OBS, action)
+    for i, key in enumerate(jax.random.split(jax.random.key(0))):
+        one = net.init(key, OBS, action)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), both, one)
+    first, second = two_values(net, both, OBS, action)
+    assert np.abs(first - second).min() > 0.01
 
 
 def test_value_has_no_trailing_axis_and_takes_one_or_many():

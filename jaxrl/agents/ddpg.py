@@ -247,7 +247,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     mask = perturbable(jax.eval_shape(pi_net.init, jax.random.key(0), jnp.zeros(num_inputs)))
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
-        key_policy, key_critic = jax.random.split(key)
+        key_policy, key_critic = draws.split(key)
         policy = pi_net.init(key_policy, obs)
         critic = q_net.init(key_critic, obs, jnp.zeros((*obs.shape[:-1], action_spec.size)))
         return Learner(
@@ -263,7 +263,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions (unless it is remembered), and actions to begin with."""
-        key_noise, key_random = jax.random.split(key)
+        key_noise, key_random = draws.split(key)
         shape = (*num, action_spec.size)
         random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
         normals = None

@@ -235,7 +235,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
-        key_policy, key_critic = jax.random.split(key)
+        key_policy, key_critic = draws.split(key)
         policy = pi_net.init(key_policy, obs)
         critic = z_net.init(key_critic, obs, jnp.zeros((*obs.shape[:-1], action_spec.size)))
         log_alpha = jnp.log(jnp.float32(config.initial_alpha))
@@ -260,7 +260,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions, and actions to begin with."""
-        key_policy, key_random = jax.random.split(key)
+        key_policy, key_random = draws.split(key)
         shape = (*num, action_spec.size)
         random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
         return draws.draw(jax.random.normal, key_policy, shape), random
@@ -286,7 +286,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def draw_learn(key: jax.Array, num: tuple[int, ...]):
         """Noise of the actions at the next and at this observation, and of the next return."""
-        key_actions, key_return = jax.random.split(key)
+        key_actions, key_return = draws.split(key)
         noise = draws.draw(
             jax.random.normal, key_actions, (*num, 2, config.batch_size, action_spec.size)
         )

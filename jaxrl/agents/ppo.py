@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import normalize, rollout, spaces
+from jaxrl import draws, normalize, rollout, spaces
 from jaxrl.checks import check_choice, check_count, check_flags, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, PolicyNet, ValueNet
 from jaxrl.normalize import RunningStats
@@ -302,7 +302,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         return spaces.flat(obs, obs_shape)
 
     def init(key: jax.Array) -> TrainState:
-        key, key_policy, key_value, key_env = jax.random.split(key, 4)
+        key, key_policy, key_value, key_env = draws.split(key, 4)
         actors = rollout.reset(env, env_params, key_env, config.num_envs)
         obs_stats = normalize.init(obs_shape) if config.normalize_obs else None
         obs = see(obs_stats, actors.obs)
@@ -328,21 +328,21 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             return pi_net.policy(state.params["policy"], see(state.obs_stats, actors.obs))
 
         # all that is random is drawn before the loop: see rollout.draw
-        key_act, key_env = jax.random.split(key)
+        key_act, key_env = draws.split(key)
         noise = jax.eval_shape(policy, state.actors).noise(key_act, (config.num_steps,))
-        draws = rollout.draw(env, env_params, key_env, config.num_steps, config.num_envs)
+        env_draws = rollout.draw(env, env_params, key_env, config.num_steps, config.num_envs)
 
         def one_step(actors, inputs):
-            noise, draws = inputs
+            noise, env_drawn = inputs
             pi = policy(actors)
             drawn = pi.place(noise)
             actors, transition, ended = rollout.step(
-                env, env_params, actors, to_env(pi, action_spec, drawn), draws
+                env, env_params, actors, to_env(pi, action_spec, drawn), env_drawn
             )
             return actors, (replace(transition, action=drawn), pi.log_prob(drawn), ended)
 
         actors, (transitions, log_prob, ended) = jax.lax.scan(
-            one_step, state.actors, (noise, draws)
+            one_step, state.actors, (noise, env_draws)
         )
         return actors, transitions, log_prob, jax.tree.map(jnp.sum, ended)
 
@@ -374,7 +374,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         return (params, opt_state), metrics
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
-        key, key_collect, key_shuffle, key_loss = jax.random.split(state.key, 4)
+        key, key_collect, key_shuffle, key_loss = draws.split(state.key, 4)
         actors, transitions, log_prob, ended = collect(state, key_collect)
         state, reward = scale_rewards(state, transitions)
 
@@ -407,15 +407,15 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
                 return minibatch_step(learner, (minibatch, learning_rate, key))
 
             return jax.lax.scan(
-                one_minibatch, learner, (order, jax.random.split(key_loss, config.num_minibatches))
+                one_minibatch, learner, (order, draws.split(key_loss, config.num_minibatches))
             )
 
         (params, opt_state), metrics = jax.lax.scan(
             epoch,
             (state.params, state.opt_state),
             (
-                jax.random.split(key_shuffle, config.num_epochs),
-                jax.random.split(key_loss, config.num_epochs),
+                draws.split(key_shuffle, config.num_epochs),
+                draws.split(key_loss, config.num_epochs),
             ),
         )
         metrics = jax.tree.map(jnp.mean, metrics)

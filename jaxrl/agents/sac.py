@@ -27,7 +27,7 @@ from flax import struct
 from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.distributions import Categorical, TanhNormal
-from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, two_values
+from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, init_two, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
 from jaxrl.types import Env, Metrics, Policy, Train
@@ -216,12 +216,12 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         q_net = CriticNet(config.hidden, config.activation)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
-        key_policy, key_critics = jax.random.split(key)
+        key_policy, key_critics = draws.split(key)
         policy = pi_net.init(key_policy, obs)
         inputs = [obs]
         if isinstance(action_spec, spaces.Box):
             inputs.append(jnp.zeros((*obs.shape[:-1], action_spec.size)))
-        critics = jax.vmap(lambda key: q_net.init(key, *inputs))(jax.random.split(key_critics))
+        critics = init_two(q_net, key_critics, *inputs)
         log_alpha = jnp.log(jnp.float32(config.initial_alpha))
         return Learner(
             policy=policy,
@@ -236,7 +236,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions, and actions to begin with."""
-        key_policy, key_random = jax.random.split(key)
+        key_policy, key_random = draws.split(key)
         if isinstance(action_spec, spaces.Discrete):
             noise = draws.draw(jax.random.gumbel, key_policy, (*num, action_spec.n))
             return noise, draws.draw(jax.random.randint, key_random, num, 0, action_spec.n)

@@ -23,7 +23,7 @@ from flax import struct
 
 from jaxrl import draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_count, check_real, check_widths
-from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet, two_values
+from jaxrl.networks import ACTIVATIONS, ActorNet, CriticNet, init_two, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
 from jaxrl.types import Env, Metrics, Policy, Train
@@ -205,10 +205,10 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
     all_gradient_steps = off_policy.num_gradient_steps(config)
 
     def init(key: jax.Array, obs: jax.Array) -> Learner:
-        key_policy, key_critics = jax.random.split(key)
+        key_policy, key_critics = draws.split(key)
         policy = pi_net.init(key_policy, obs)
         action = jnp.zeros((*obs.shape[:-1], action_spec.size))
-        critics = jax.vmap(lambda key: q_net.init(key, obs, action))(jax.random.split(key_critics))
+        critics = init_two(q_net, key_critics, obs, action)
         return Learner(
             policy=policy,
             critics=critics,
@@ -221,7 +221,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions, and actions to begin with."""
-        key_noise, key_random = jax.random.split(key)
+        key_noise, key_random = draws.split(key)
         shape = (*num, action_spec.size)
         random = draws.draw(jax.random.uniform, key_random, shape, jnp.float32, -1.0, 1.0)
         return draws.draw(jax.random.normal, key_noise, shape), random
