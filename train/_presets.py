@@ -173,6 +173,9 @@ RACER_REPLAY = {
     "normalize_obs": True,
 }
 RACER_LIDAR = {"observation": "lidar"}
+# a car that crawls can weave at no risk, and whole seeds stay there, to the time limit: in training
+# the law asks for a lap of 1,100 steps. One that holds a speed of 0.2 completes 97 % of tracks
+NO_CRAWLING = {"min_speed": 0.15, "initial_speed_min": 0.17}
 
 # benchmarks/micro_racer_leaderboard.py, at the original's budget: a gradient step for each step of
 # the environment, and little time to forget a crash
@@ -197,14 +200,15 @@ MICRO_RACER_50K: dict[str, Preset] = {
     "ppo": Preset(
         {
             "total_steps": 50_000,  # 25 updates
-            "num_envs": 16,
-            "num_steps": 125,
+            "num_envs": 40,
+            "num_steps": 50,
             "num_epochs": 10,
             "num_minibatches": 10,
             "learning_rate": 1e-3,
             "activation": "relu",
         },
-        train_params={"failure_reward": -5.0},
+        RACER_LIDAR,
+        {"failure_reward": -6.0, **NO_CRAWLING},
     ),
     # with rewards of one step and a far horizon it goes on crashing
     "td3": Preset({**REPLAY_50K, "n_step": 3, "gamma": 0.98}, train_params=CRASH_50K),
