@@ -192,8 +192,13 @@ REPLAY_50K = {
     "tau": 0.01,
 }
 CRASH_50K = {"failure_reward": -10.0}
+LIDAR_50K = {**REPLAY_50K, "n_step": 3, "normalize_obs": True}
 MICRO_RACER_50K: dict[str, Preset] = {
-    "ddpg": Preset(REPLAY_50K, train_params=CRASH_50K),
+    "ddpg": Preset(
+        {**LIDAR_50K, "batch_size": 256, "exploration_noise": 0.35},
+        RACER_LIDAR,
+        {"failure_reward": -8.0, **NO_CRAWLING},
+    ),
     "ddpg_parameter_noise": Preset(
         {**REPLAY_50K, "noise": "parameter", "layer_norm": True}, train_params=CRASH_50K
     ),
@@ -210,32 +215,46 @@ MICRO_RACER_50K: dict[str, Preset] = {
         RACER_LIDAR,
         {"failure_reward": -6.0, **NO_CRAWLING},
     ),
-    # with rewards of one step and a far horizon it goes on crashing
-    "td3": Preset({**REPLAY_50K, "n_step": 3, "gamma": 0.98}, train_params=CRASH_50K),
+    # with a noise of 0.1 a seed in four learns to race and crash
+    "td3": Preset(
+        {**LIDAR_50K, "gamma": 0.98, "exploration_noise": 0.35},
+        RACER_LIDAR,
+        {"failure_reward": -4.0, **NO_CRAWLING},
+    ),
     "dsac": Preset({**REPLAY_50K, "initial_alpha": 0.02, "min_std": 0.3}, train_params=CRASH_50K),
     "sac": Preset({**REPLAY_50K, "initial_alpha": 0.02}, train_params=CRASH_50K),
 }
-# at the peak: the defaults of the scripts
+# at the peak: the defaults of the scripts, but for PPO
 MICRO_RACER_PEAK: dict[str, Preset] = {
-    "ddpg": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0}),
+    # between a noise of 0.1 with a crash of 6, fast, and 0.3 with 8, 96 % in 665 steps
+    "ddpg": Preset(
+        {**RACER_REPLAY, "exploration_noise": 0.15},
+        RACER_LIDAR,
+        {"failure_reward": -7.0, **NO_CRAWLING},
+    ),
     "ddpg_parameter_noise": Preset(
         {**RACER_REPLAY, "noise": "parameter", "layer_norm": True},
         RACER_LIDAR,
-        {"failure_reward": -8.0},  # at -10 97 % in 630 steps, at -5 91 % in 487
+        {"failure_reward": -8.0, **NO_CRAWLING},
     ),
-    "ppo": PPO["MicroRacer-v0"],
-    "td3": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0}),
+    # by the original's five numbers, as the script's default drives, 96 % in 625
+    "ppo": Preset(
+        {**PPO["MicroRacer-v0"].config, "gamma": 0.99},
+        RACER_LIDAR,
+        {"failure_reward": -16.0, **NO_CRAWLING},
+    ),
+    "td3": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0, **NO_CRAWLING}),
     # a single critic: at 0.985 and less it races and crashes
     "dsac": Preset(
         {**RACER_REPLAY, "initial_alpha": 0.02, "min_std": 0.3},
         RACER_LIDAR,
-        {"failure_reward": -5.0},
+        {"failure_reward": -5.0, **NO_CRAWLING},
     ),
     # at 0.99 with a crash at 10 careful, 98 % in 650 steps; at 0.98 and 5 fast, 96 % in 514
     "sac": Preset(
         {**RACER_REPLAY, "initial_alpha": 0.02, "gamma": 0.985},
         RACER_LIDAR,
-        {"failure_reward": -7.0},
+        {"failure_reward": -7.0, **NO_CRAWLING},
     ),
 }
 # the fastest, paid for lap time, with the whole lidar
