@@ -3,7 +3,7 @@
     python -m benchmarks.micro_racer_leaderboard
 
 Every agent of the original's field trains with its settings of `train/_presets.py`: those for the
-original's budget of 50,000 environment steps, then its defaults, at the budget where it peaks. The
+original's budget of 50,000 environment steps, then those for the budget where it peaks. The
 last row's agent is also paid for lap time, which the original's reward pays only through the
 discount. All seeds of a row are one compiled program; all policies then drive the same tracks,
 which neither training nor the choice of any setting has seen, with all difficulties on, most likely

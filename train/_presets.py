@@ -173,6 +173,9 @@ RACER_REPLAY = {
     "normalize_obs": True,
 }
 RACER_LIDAR = {"observation": "lidar"}
+# a car that crawls can weave at no risk, and whole seeds stay there, to the time limit: in training
+# the law asks for a lap of 1,100 steps. One that holds a speed of 0.2 completes 97 % of tracks
+NO_CRAWLING = {"min_speed": 0.15, "initial_speed_min": 0.17}
 
 # benchmarks/micro_racer_leaderboard.py, at the original's budget: a gradient step for each step of
 # the environment, and little time to forget a crash
@@ -189,49 +192,69 @@ REPLAY_50K = {
     "tau": 0.01,
 }
 CRASH_50K = {"failure_reward": -10.0}
+LIDAR_50K = {**REPLAY_50K, "n_step": 3, "normalize_obs": True}
 MICRO_RACER_50K: dict[str, Preset] = {
-    "ddpg": Preset(REPLAY_50K, train_params=CRASH_50K),
+    "ddpg": Preset(
+        {**LIDAR_50K, "batch_size": 256, "exploration_noise": 0.35},
+        RACER_LIDAR,
+        {"failure_reward": -8.0, **NO_CRAWLING},
+    ),
     "ddpg_parameter_noise": Preset(
         {**REPLAY_50K, "noise": "parameter", "layer_norm": True}, train_params=CRASH_50K
     ),
     "ppo": Preset(
         {
             "total_steps": 50_000,  # 25 updates
-            "num_envs": 16,
-            "num_steps": 125,
+            "num_envs": 40,
+            "num_steps": 50,
             "num_epochs": 10,
             "num_minibatches": 10,
             "learning_rate": 1e-3,
             "activation": "relu",
         },
-        train_params={"failure_reward": -5.0},
+        RACER_LIDAR,
+        {"failure_reward": -6.0, **NO_CRAWLING},
     ),
-    # with rewards of one step and a far horizon it goes on crashing
-    "td3": Preset({**REPLAY_50K, "n_step": 3, "gamma": 0.98}, train_params=CRASH_50K),
+    # with a noise of 0.1 a seed in four learns to race and crash
+    "td3": Preset(
+        {**LIDAR_50K, "gamma": 0.98, "exploration_noise": 0.35},
+        RACER_LIDAR,
+        {"failure_reward": -4.0, **NO_CRAWLING},
+    ),
     "dsac": Preset({**REPLAY_50K, "initial_alpha": 0.02, "min_std": 0.3}, train_params=CRASH_50K),
     "sac": Preset({**REPLAY_50K, "initial_alpha": 0.02}, train_params=CRASH_50K),
 }
-# at the peak: the defaults of the scripts
+# at the peak: the defaults of the scripts, but for PPO
 MICRO_RACER_PEAK: dict[str, Preset] = {
-    "ddpg": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0}),
+    # between a noise of 0.1 with a crash of 6, fast, and 0.3 with 8, 96 % in 665 steps
+    "ddpg": Preset(
+        {**RACER_REPLAY, "exploration_noise": 0.15},
+        RACER_LIDAR,
+        {"failure_reward": -7.0, **NO_CRAWLING},
+    ),
     "ddpg_parameter_noise": Preset(
         {**RACER_REPLAY, "noise": "parameter", "layer_norm": True},
         RACER_LIDAR,
-        {"failure_reward": -8.0},  # at -10 97 % in 630 steps, at -5 91 % in 487
+        {"failure_reward": -10.0, **NO_CRAWLING},
     ),
-    "ppo": PPO["MicroRacer-v0"],
-    "td3": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0}),
+    # by the original's five numbers, as the script's default drives, 96 % in 625
+    "ppo": Preset(
+        {**PPO["MicroRacer-v0"].config, "gamma": 0.99},
+        RACER_LIDAR,
+        {"failure_reward": -16.0, **NO_CRAWLING},
+    ),
+    "td3": Preset(RACER_REPLAY, RACER_LIDAR, {"failure_reward": -10.0, **NO_CRAWLING}),
     # a single critic: at 0.985 and less it races and crashes
     "dsac": Preset(
         {**RACER_REPLAY, "initial_alpha": 0.02, "min_std": 0.3},
         RACER_LIDAR,
-        {"failure_reward": -5.0},
+        {"failure_reward": -8.0, **NO_CRAWLING},
     ),
-    # at 0.99 with a crash at 10 careful, 98 % in 650 steps; at 0.98 and 5 fast, 96 % in 514
+    # at 0.99 with a crash at 10 careful, 98 % in 650 steps
     "sac": Preset(
-        {**RACER_REPLAY, "initial_alpha": 0.02, "gamma": 0.985},
+        {**RACER_REPLAY, "initial_alpha": 0.02, "gamma": 0.98},
         RACER_LIDAR,
-        {"failure_reward": -7.0},
+        {"failure_reward": -5.0},
     ),
 }
 # the fastest, paid for lap time, with the whole lidar

@@ -96,7 +96,7 @@ def test_every_agent_has_settings_that_its_learner_takes():
             updates = -(-config.total_steps // (config.num_envs * config.num_steps))
             assert 50_000 <= updates * config.num_envs * config.num_steps <= 51_500
     names = {entry.name: entry.preset for entry in every if entry.kind == "peak"}
-    for name in ("ppo", "sac", "td3", "dsac", "ddpg"):
+    for name in ("sac", "td3", "dsac", "ddpg"):
         assert names[name] is _presets.find(name, "MicroRacer-v0")  # the script's defaults
     assert names["ddpg_parameter_noise"].config["noise"] == "parameter"
     assert dict(_presets.MICRO_RACER_RACE[1].train_params)["time_cost"] > 0
