@@ -7,15 +7,14 @@ import pytest
 from PIL import Image
 
 from jaxrl.policy import read_policy
-from train import _envs
+from train import _envs, td3
 from train import ppo as script
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of pygame and of SWIG
 
-ARGV = [
-    *("--env", "LunarLander-v3", "--num-seeds", "2", "--total-steps", "401408"),  # 98 updates
-    *("--eval-episodes", "50", "--no-animate", "--no-progress"),
-]
+SEEDS = ["--num-seeds", "2", "--eval-episodes", "50", "--no-animate", "--no-progress"]
+ARGV = ["--env", "LunarLander-v3", "--total-steps", "401408", *SEEDS]  # 98 updates
+TD3_ARGV = ["--env", "LunarLanderContinuous-v3", "--total-steps", "160000", *SEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +38,15 @@ def test_ppo_learns_to_land(folder):
     # a random policy earns -185, one that only hovers about 0, one that lands 200 and more
     assert np.mean(returns) > 150, returns
     assert max(returns) > 200, returns
+
+
+@pytest.mark.timeout(600)
+def test_td3_learns_to_land(tmp_path):
+    assert td3.main([*TD3_ARGV, "--runs-dir", str(tmp_path), "--name", "lander"]) == 0
+    summary = json.loads((tmp_path / "lander" / "summary.json").read_text())
+    returns = [seed["return_mean"] for seed in summary["per_seed"]]
+    # where it hovers to the time limit, as with rewards of three steps, it earns about 0
+    assert np.mean(returns) > 150, returns
 
 
 @pytest.mark.timeout(600)

@@ -28,6 +28,9 @@ def test_every_preset_builds(agent, env_id):
         ("ppo", "LunarLander-v3"),
         ("dqn", "LunarLander-v3"),
         ("ppo", "LunarLanderContinuous-v3"),
+        ("sac", "LunarLanderContinuous-v3"),
+        ("td3", "LunarLanderContinuous-v3"),
+        ("ddpg", "LunarLanderContinuous-v3"),
     ],
 )
 def test_lunar_lander_is_tuned(agent, env_id):
