@@ -37,7 +37,7 @@ ALLOWED = {
     },
     "jaxrl.prioritized": {"jaxrl.replay"},
     "jaxrl.replay": {"jaxrl.returns", "jaxrl.types"},
-    "jaxrl.networks": {"jaxrl.distributions", "jaxrl.spaces"},
+    "jaxrl.networks": {"jaxrl.distributions", "jaxrl.draws", "jaxrl.spaces"},
     "jaxrl.planning": {"jaxrl.checks"},
     "jaxrl.sharding": {"jaxrl.checks", "jaxrl.types"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.draws", "jaxrl.types"},
