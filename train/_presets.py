@@ -299,8 +299,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "dqn": DQN,
     "sac": {
         **OFF_POLICY,
-        # one seed of eight hovers all the same
-        # at a temperature of 1 to begin with, one seed in four hovers to the end
+        # at a temperature of 1 to begin with, a seed of eight hovered to the end
         "LunarLanderContinuous-v3": Preset(
             {
                 **LANDER_REPLAY,
