@@ -275,21 +275,26 @@ MICRO_RACER_PEAK: dict[str, Preset] = {
         {"failure_reward": -5.0},
     ),
 }
-# the fastest, paid for lap time, with the whole lidar
+# the fastest, paid for lap time, with the whole lidar: a step further than 0.985, 8 and 0.006,
+# which completes 97.3 % in 507 steps; nearer horizons with dearer crashes, 0.97 and 0.98 with 12 to
+# 16, 96 % in 515 to 523 (one agent each). Half the steps, 64 cars and one deviation for all that is
+# seen: 95.4 % in 512. A larger bank is no use: unseen tracks are completed as often as its own
 MICRO_RACER_RACE: tuple[str, Preset] = (
     "ppo",
     Preset(
         {
-            "total_steps": 1_048_576,  # 128 updates
-            "num_envs": 64,
+            "total_steps": 8_388_608,  # 256 updates
+            "num_envs": 256,
             "num_steps": 128,
-            "num_minibatches": 8,
+            "num_minibatches": 16,
             "learning_rate": 1e-3,
+            "gamma": 0.985,
+            "gae_lambda": 0.98,
             "activation": "relu",
-            "hidden": (128, 128),
+            "state_dependent_std": True,
         },
-        {"observation": "lidar"},
-        {"failure_reward": -10.0, "time_cost": 0.005},
+        RACER_LIDAR,
+        {"failure_reward": -6.0, "time_cost": 0.007, **NO_CRAWLING},
     ),
 )
 
