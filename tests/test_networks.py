@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from jaxrl.distributions import Categorical, Normal, TanhNormal
-from jaxrl.networks import MAX_LOG_STD, MLP, CriticNet, PolicyNet, ValueNet, init_two, two_values
+from jaxrl.networks import (
+    MAX_COLUMNS,
+    MAX_LOG_STD,
+    MIN_SAMPLES,
+    MLP,
+    TILE,
+    CriticNet,
+    PolicyNet,
+    ValueNet,
+    init_two,
+    two_values,
+)
 from jaxrl.spaces import Box, Discrete
 
 OBS = jnp.ones((7, 5))
@@ -29,6 +40,42 @@ def test_mlp_shape_and_parameter_count():
 def test_hidden_weights_are_orthogonal_with_gain_sqrt_two():
     kernel = MLP((5,), 1).init(jax.random.key(0), OBS)["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(5), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (MIN_SAMPLES - 1,), (3, MIN_SAMPLES)])
+@pytest.mark.parametrize("outputs", [None, 2, MAX_COLUMNS + 1])
+def test_widths_off_the_tile_keep_weights_transposed_and_compute_the_same(batch, outputs):
+    hidden = (TILE + 8, 2 * TILE)
+    net = MLP(hidden, outputs)
+    obs = jax.random.normal(jax.random.key(0), (*batch, 5))
+    params = net.init(jax.random.key(1), obs)["params"]
+    assert params["Dense_0"]["weight"].shape == (hidden[0], 5)
+    assert params["Dense_1"]["weight"].shape == hidden[::-1]
+    params = jax.tree.map(lambda x: x + 0.1, params)  # biases, too, are to count
+
+    def plain(params):
+        x = obs
+        for i in range(2):
+            layer = params[f"Dense_{i}"]
+            bias = jnp.broadcast_to(layer["bias"], (*batch, hidden[i]))
+            x = jnp.tanh(x @ layer["weight"].T + bias)
+        if outputs is not None:
+            layer = params["Dense_2"]
+            x = x @ layer["kernel"] + jnp.broadcast_to(layer["bias"], (*batch, outputs))
+        return x
+
+    def ours(params):
+        return net.apply({"params": params}, obs)
+
+    np.testing.assert_allclose(ours(params), plain(params), atol=1e-5)
+    gradients = [jax.grad(lambda p, f=f: (f(p) ** 2).mean())(params) for f in (ours, plain)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *gradients)
+
+
+def test_transposed_hidden_weights_are_orthogonal_with_gain_sqrt_two():
+    net, obs = MLP((TILE + 8,), 3), jnp.ones((MIN_SAMPLES, 5))
+    weight = net.init(jax.random.key(0), obs)["params"]["Dense_0"]["weight"]
+    np.testing.assert_allclose(weight.T @ weight, 2.0 * np.eye(5), atol=1e-5)
 
 
 def test_vmapped_weights_are_the_single_ones_drawn_one_after_the_other():
