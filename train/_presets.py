@@ -212,8 +212,10 @@ REPLAY_50K = {
 CRASH_50K = {"failure_reward": -10.0}
 LIDAR_50K = {**REPLAY_50K, "n_step": 3, "normalize_obs": True}
 MICRO_RACER_50K: dict[str, Preset] = {
+    # half a gradient step: with a whole one policies get worse again from the 20,000th step on
+    # (92 to 85 % of laps, eight seeds), with a quarter two seeds of eight race and crash
     "ddpg": Preset(
-        {**LIDAR_50K, "batch_size": 256, "exploration_noise": 0.35},
+        {**LIDAR_50K, "num_gradient_steps": 4, "batch_size": 256, "exploration_noise": 0.35},
         RACER_LIDAR,
         {"failure_reward": -8.0, **NO_CRAWLING},
     ),
