@@ -107,9 +107,10 @@ class MLP(nn.Module):
     last hidden layer, activated, is the output. `layer_norm` normalises each hidden layer before
     its activation (Ba et al. 2016, arXiv 1607.06450).
 
-    Where a width does not fill XLA's tiles on CPU, hidden weights are kept transposed, (out, in),
-    and samples are laid along the columns: a batch of 128 fills them (DQN with widths of 120 and 84
-    takes a tenth less time; with 64 and 64 it would take a tenth more).
+    Where a width above 32 does not fill XLA's tiles on CPU (and without `layer_norm`), hidden
+    weights are kept transposed, (out, in), and samples are laid along the columns: a batch of 128
+    fills them (DQN with widths of 120 and 84 takes a tenth less time; with 64 and 64 it would take
+    a tenth more).
     """
 
     hidden: Sequence[int]
