@@ -46,7 +46,7 @@ from jaxrl.replay import device_memory
 from jaxrl.sharding import ENVS, SEEDS, SpreadTrain
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
-from train import _checkpoint, _cli, _cost, _devices, _folder, _processes, _report
+from train import _checkpoint, _cli, _cost, _devices, _folder, _memory, _processes, _report
 from train._processes import Processes
 from train._progress import Progress
 
@@ -566,6 +566,7 @@ def compile_run(run: Run, sizes: Sequence[int]) -> Programs:
     init = spread.compile_init(keys) if run.state is None else None
     chunks = {n: spread.compile(shapes, n) for n in sorted(set(sizes))}
     evaluate = compile_curve(run, shapes) if sizes and eval_every(run) else None
+    _memory.give_back()
     return Programs(init, chunks, evaluate)
 
 

@@ -29,7 +29,7 @@ from scipy.stats import bootstrap, trim_mean
 from jaxrl import sinks, spaces
 from jaxrl.replay import device_memory
 from jaxrl.types import Train
-from train import _cli, _devices, _report, _run
+from train import _cli, _devices, _memory, _report, _run
 
 if TYPE_CHECKING:
     from train._envs import EnvSetup
@@ -386,6 +386,7 @@ def run_program(
         return evaluation.lower(some, eval_params, eval_keys).compile()
 
     num_evaluated, evaluate = fit(compile_evaluation, num_lanes, budget, "one agent's evaluation")
+    _memory.give_back()
     compile_s = time.perf_counter() - began
 
     num_lanes, num_evaluated = num_lanes * num_devices, num_evaluated * num_devices

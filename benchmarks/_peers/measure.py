@@ -43,6 +43,7 @@ def train_jax(
     num_runs: int,
     first_seed: int,
     many: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    compiled_then: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Compile a whole training run once, run it `num_runs` times, then evaluate each.
 
@@ -54,6 +55,7 @@ def train_jax(
         num_runs: runs of the compiled program.
         first_seed: of the first run; the next are those after it.
         many: what makes of `train` that of num_seeds > 1 keys; `jax.vmap` if None.
+        compiled_then: called after compiling, and timed as part of it.
 
     Compiling is from the Python function to the executable: tracing, lowering, XLA. A run ends when
     all it returns is there. The memory is the process's, evaluation not yet compiled.
@@ -68,7 +70,13 @@ def train_jax(
     if num_seeds > 1:
         train, score = (many or jax.vmap)(train), jax.vmap(score)
     program = jax.jit(train)
-    compiled, compile_s, compile_cpu_s = timed(lambda: program.lower(key(0)).compile())
+
+    def compile_run() -> Callable[[Any], Any]:
+        compiled = program.lower(key(0)).compile()
+        compiled_then()
+        return compiled
+
+    compiled, compile_s, compile_cpu_s = timed(compile_run)
     run_s, run_cpu_s, trained = [], [], []
     for run in range(num_runs):
         keys = jax.block_until_ready(key(run))
