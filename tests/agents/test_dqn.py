@@ -409,14 +409,15 @@ CARTPOLE = dqn.Config(
     num_envs=8,
     num_steps=125,
     batch_size=128,
-    buffer_size=50_000,
+    buffer_size=300_000,
     learning_starts=2_000,
     learning_rate=1e-3,
     anneal_learning_rate=True,
     epsilon_fraction=0.3,
     tau=0.05,
     dueling=True,
-    n_step=3,
+    n_step=10,
+    adam_eps=1e-4,
 )
 
 
