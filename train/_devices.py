@@ -9,7 +9,6 @@ import jax
 from jaxrl import sharding
 from jaxrl.sharding import SpreadTrain
 from jaxrl.types import Train
-from train import _memory
 
 if TYPE_CHECKING:
     from train._cli import Options
@@ -42,8 +41,6 @@ def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
         devices: it keeps what it has, and `spread` tells if that is not enough.
     """
     use_one_thread()
-    if only_cpu():
-        _memory.use_one_heap()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return 1
     there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)

@@ -1,9 +1,9 @@
 """Ours trains, or steps environments: `python -m benchmarks._peers.run_jaxrl JSON`.
 
-As our scripts do, one thread for a CPU program and one heap for malloc, which hands back what
-compiling leaves; several seeds are spread over the cores as over devices (`--seed-devices`). The
-evaluation, not timed, is of 128 episodes; actions are drawn from a stochastic policy, as the peers
-do, and are DQN's best.
+As our scripts do, one thread for a CPU program, malloc hands back what compiling leaves, and
+several seeds are spread over the cores as over devices (`--seed-devices`). The evaluation, not
+timed, is of 128 episodes; actions are drawn from a stochastic policy, as the peers do, and are
+DQN's best.
 """
 
 import importlib
@@ -24,7 +24,6 @@ PACKAGES = ("jaxrl", "gymnax", "jax", "flax", "optax")
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
     _devices.use_one_thread()
-    _memory.use_one_heap()
     num_seeds = settings["num_seeds"]
     num_devices = _devices.most_devices(num_seeds, _devices.num_cores())
     jax.config.update("jax_num_cpu_devices", num_devices)
