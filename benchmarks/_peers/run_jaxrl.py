@@ -55,7 +55,9 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     many = sharding.spread(run, mesh, 1).each
     names = ("num_seeds", "num_runs", "first_seed")
     numbers = (settings[name] for name in names)
-    result = measure.train_jax(train, score, jax.random.key, *numbers, many, _memory.give_back)
+    result = measure.train_jax(
+        train, score, jax.random.key, *numbers, many=many, compiled_then=_memory.give_back
+    )
     about = {"steps": run.total_steps, "machine": machine()}
     return {**result, **about, "versions": measure.versions(*PACKAGES)}
 
