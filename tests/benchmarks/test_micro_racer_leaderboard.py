@@ -92,9 +92,9 @@ def test_every_agent_has_settings_that_its_learner_takes():
         module = board.importlib.import_module(f"jaxrl.agents.{entry.agent}")
         config = module.Config(**entry.preset.config)
         module.check_config(config, env, _envs.with_train_params(params, entry.preset.train_params))
-        if entry.kind == "50k":  # whole updates: within 3 % of the budget
+        if entry.kind == "50k":  # the last update may be rounded up, by less than 3 %
             updates = -(-config.total_steps // (config.num_envs * config.num_steps))
-            assert 48_500 <= updates * config.num_envs * config.num_steps <= 51_500
+            assert 50_000 <= updates * config.num_envs * config.num_steps <= 51_500
     names = {entry.name: entry.preset for entry in every if entry.kind == "peak"}
     for name in ("sac", "td3", "dsac", "ddpg"):
         assert names[name] is _presets.find(name, "MicroRacer-v0")  # the script's defaults
