@@ -318,11 +318,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "sac": {
         **OFF_POLICY,
         # at a temperature of 1 to begin with, a seed of eight hovered to the end; likewise at a
-        # discount of 0.995, with which most land sooner
+        # discount of 0.995, with which most land sooner. Twice the others' gradient steps: sooner
+        # and more alike, 0.1 % of episodes below 200 instead of 0.7
         "LunarLanderContinuous-v3": Preset(
             {
                 **LANDER_REPLAY,
                 "total_steps": 500_000,  # 250 updates
+                "num_gradient_steps": 16,
                 "buffer_size": 500_000,
                 "initial_alpha": 0.1,
             }
