@@ -216,8 +216,8 @@ CRASH_50K = {"failure_reward": -10.0}
 LIDAR_50K = {**REPLAY_50K, "n_step": 3, "normalize_obs": True}
 MICRO_RACER_50K: dict[str, Preset] = {
     # half a gradient step: with a whole one policies get worse again from the 20,000th step on
-    # (92 to 85 % of laps, eight seeds), with a quarter two seeds of eight race and crash; so does one
-    # of five with 8 cars and batches of 256
+    # (92 to 85 % of laps, eight seeds), with a quarter two seeds of eight race and crash; so does
+    # one of five with 8 cars and batches of 256
     "ddpg": Preset(
         {
             **LIDAR_50K,
