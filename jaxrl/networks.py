@@ -54,10 +54,14 @@ class Head(nn.Module):
     On CPU a matrix product with a handful of columns, its gradient above all, takes 3 to 6 times as
     long as one product with a vector for each column; the numbers are the same. With
     `sample_columns` x is (in, samples), the result (samples, features) all the same.
+
+    `join` is a linear map of the features, (..., features) -> (..., fewer), that follows: it is
+    applied to the weights instead, once and not for each sample.
     """
 
     features: int
     kernel_init: Callable[..., jax.Array]
+    join: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, sample_columns: bool = False) -> jax.Array:
@@ -65,10 +69,13 @@ class Head(nn.Module):
         size = x.shape[0 if sample_columns else -1]
         kernel = self.param("kernel", self.kernel_init, (size, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        if self.features > MAX_COLUMNS:
+        if self.join is not None:
+            kernel, bias = self.join(kernel), self.join(bias)
+        num_columns = kernel.shape[-1]
+        if num_columns > MAX_COLUMNS:
             out = (x.T if sample_columns else x) @ kernel
         else:
-            columns = [kernel[:, i] for i in range(self.features)]
+            columns = [kernel[:, i] for i in range(num_columns)]
             each = [column @ x if sample_columns else x @ column for column in columns]
             out = jnp.stack(each, axis=-1)
         return out + bias.reshape((1,) * (out.ndim - 1) + bias.shape)
@@ -105,7 +112,7 @@ class MLP(nn.Module):
 
     `out_scale` is the gain of the last layer; hidden layers use sqrt(2). With `out_size` None the
     last hidden layer, activated, is the output. `layer_norm` normalises each hidden layer before
-    its activation (Ba et al. 2016, arXiv 1607.06450).
+    its activation (Ba et al. 2016, arXiv 1607.06450). `join` follows the last layer, see `Head`.
 
     Where a width above 32 does not fill XLA's tiles on CPU (and without `layer_norm`), hidden
     weights are kept transposed, (out, in), and samples are laid along the columns: a batch of 128
@@ -118,6 +125,7 @@ class MLP(nn.Module):
     activation: str = "tanh"
     out_scale: float = 1.0
     layer_norm: bool = False
+    join: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -154,7 +162,7 @@ class MLP(nn.Module):
                 x = nn.Dense(width, kernel_init=weights(i), name=f"Dense_{i}")(x)
             x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
         if self.out_size is not None:
-            x = Head(self.out_size, weights(last), name=f"Dense_{last}")(x, columns)
+            x = Head(self.out_size, weights(last), self.join, name=f"Dense_{last}")(x, columns)
         elif columns:
             x = x.T
         return x.reshape(*batch, -1) if columns else x
@@ -174,6 +182,13 @@ class ValueNet(nn.Module):
     def value(self, params: Any, obs: jax.Array) -> jax.Array:
         """Return V(obs) under `params`: `apply`, with its type known."""
         return cast(jax.Array, self.apply(params, obs))
+
+
+def join_heads(heads: jax.Array) -> jax.Array:
+    """Turn V and advantages A (..., 1 + n) into Q = V + A - mean A (..., n): Wang et al. eq. 9."""
+    value, *advantages = [heads[..., i] for i in range(heads.shape[-1])]
+    base = value - sum(advantages) / len(advantages)
+    return jnp.stack([base + advantage for advantage in advantages], axis=-1)
 
 
 class QNet(nn.Module):
@@ -201,9 +216,7 @@ class QNet(nn.Module):
             obs = jnp.broadcast_to(obs[..., None, :], (*every.shape[:-1], obs.shape[-1]))
             return MLP(self.hidden, 1, self.activation)(jnp.concatenate([obs, every], -1))[..., 0]
         if self.dueling:  # one layer of 1 + n outputs is two heads side by side
-            out = MLP(self.hidden, 1 + self.num_actions, self.activation)(obs)
-            value, advantage = out[..., :1], out[..., 1:]
-            return value + advantage - advantage.mean(-1, keepdims=True)
+            return MLP(self.hidden, 1 + self.num_actions, self.activation, join=join_heads)(obs)
         return MLP(self.hidden, self.num_actions, self.activation)(obs)
 
     def values(self, params: Any, obs: jax.Array) -> jax.Array:

@@ -83,18 +83,21 @@ def test_epsilon_greedy_is_greedy_but_for_epsilon():
     assert (dqn.epsilon_greedy(q, u, 0.0) == 1).all()
 
 
-def test_dueling_advantages_have_mean_zero():
-    net = QNet((8,), 3, dueling=True)
-    obs = jax.random.normal(jax.random.key(0), (5, 4))
+@pytest.mark.parametrize("num_actions", [2, 3, 12])  # 12: a product, not a column for each
+@pytest.mark.parametrize("width", [8, 40])  # 40: kept transposed, the 20 samples along columns
+def test_dueling_values_are_value_and_centred_advantages(num_actions, width):
+    net = QNet((width,), num_actions, dueling=True)
+    obs = jax.random.normal(jax.random.key(0), (20, 4))
     params = net.init(jax.random.key(1), obs)
-    head = params["params"]["MLP_0"]["Dense_1"]
-    assert head["kernel"].shape == (8, 4)  # the value and three advantages
-    hidden = jax.nn.relu(
-        obs @ params["params"]["MLP_0"]["Dense_0"]["kernel"]
-        + params["params"]["MLP_0"]["Dense_0"]["bias"][None, :]
-    )
-    value = (hidden @ head["kernel"])[:, 0] + head["bias"][0]
-    np.testing.assert_allclose(net.values(params, obs).mean(-1), value, rtol=1e-5)
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.arange(x.size).reshape(x.shape) / x.size, params)
+    first, head = (params["params"]["MLP_0"][f"Dense_{i}"] for i in (0, 1))
+    assert head["kernel"].shape == (width, 1 + num_actions)  # the value and the advantages
+    weights = first["kernel"] if "kernel" in first else first["weight"].T
+    hidden = jax.nn.relu(obs @ weights + first["bias"][None])
+    heads = np.asarray(hidden @ head["kernel"] + head["bias"][None], np.float64)
+    value, advantages = heads[:, :1], heads[:, 1:]
+    expected = value + advantages - advantages.mean(1, keepdims=True)  # Wang et al. eq. 9
+    np.testing.assert_allclose(net.values(params, obs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_network_with_the_action_as_input():
