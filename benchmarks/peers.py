@@ -462,8 +462,8 @@ def markdown(result: dict[str, Any]) -> str:
         "# Beside other libraries\n\nWritten by `python -m benchmarks.peers`, whose help says how "
         'it is measured; "times ours" is the median over rounds of alternating processes.\n\n'
         "Ours runs as our scripts do: XLA's CPU programs on one thread each, several seeds over as "
-        "many CPU devices as there are cores (`--seed-devices`); malloc hands back what "
-        "compiling leaves. The others run as installed.\n\n"
+        "many CPU devices as there are cores (`--seed-devices`), in chunks of updates; malloc "
+        "hands back what compiling leaves. The others run as installed.\n\n"
         f"{about_machine['processor']}, {about_machine['cpu_count']} processors, "
         f"JAX {about_machine['jax']} on {', '.join(about_machine['devices'])}, "
         f"Python {about_machine['python']}."

@@ -43,6 +43,7 @@ def train_jax(
     num_runs: int,
     first_seed: int,
     many: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    build: Callable[[Any], Callable[[Any], Any]] | None = None,
     compiled_then: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Compile a whole training run once, run it `num_runs` times, then evaluate each.
@@ -54,7 +55,8 @@ def train_jax(
         num_seeds: agents trained side by side.
         num_runs: runs of the compiled program.
         first_seed: of the first run; the next are those after it.
-        many: what makes of `train` that of num_seeds > 1 keys; `jax.vmap` if None.
+        many: what makes of `train` (and of `score`) that of num_seeds > 1 keys; `jax.vmap` if None.
+        build: `build(keys) -> run`, what compiles `train` for keys like these, if not `jax.jit`.
         compiled_then: called after compiling, and timed as part of it.
 
     Compiling is from the Python function to the executable: tracing, lowering, XLA. A run ends when
@@ -72,7 +74,7 @@ def train_jax(
     program = jax.jit(train)
 
     def compile_run() -> Callable[[Any], Any]:
-        compiled = program.lower(key(0)).compile()
+        compiled = build(key(0)) if build else program.lower(key(0)).compile()
         compiled_then()
         return compiled
 

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from benchmarks._peers import measure
 
 STEPS = 65_536  # environment steps of one call, about
+BLOCK = 64  # steps of each environment that are drawn for at once, by those who do; divides all
 
 
 def measure_rates(
     reset: Callable[[jax.Array, int], Any],
-    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+    step: Callable[[Any, Any, Any], tuple[Any, jax.Array]],
     action_space: Any,
     num_envs: Sequence[int],
     seconds: float,
+    draw: Callable[[Any, int, int], Any] | None = None,
 ) -> dict[str, Any]:
     """Environment steps per second for each number of environments side by side.
 
@@ -34,23 +36,41 @@ def measure_rates(
         action_space: gymnax's.
         num_envs: numbers of environments.
         seconds: to measure for, each.
+        draw: `draw(key, num_steps, num_envs)` draws ahead what `step` takes in place of its key,
+            leaves (num_steps, ...).
     """
     rates, compile_s = {}, {}
     for num in num_envs:
-        num_steps = max(STEPS // num, 64)
+        num_steps = max(STEPS // num, BLOCK)
 
         def run(state: Any, key: jax.Array, num: int = num, num_steps: int = num_steps) -> Any:
+            def random_action(key: jax.Array) -> jax.Array:
+                if hasattr(action_space, "n"):
+                    return jax.random.randint(key, (num,), 0, action_space.n)
+                shape = (num, *action_space.shape)
+                low, high = action_space.low, action_space.high
+                return jax.random.uniform(key, shape, minval=low, maxval=high)
+
             def one(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
                 key_act, key_env = jax.random.split(key)
-                if hasattr(action_space, "n"):
-                    action = jax.random.randint(key_act, (num,), 0, action_space.n)
-                else:
-                    shape = (num, *action_space.shape)
-                    low, high = action_space.low, action_space.high
-                    action = jax.random.uniform(key_act, shape, minval=low, maxval=high)
-                return step(state, action, key_env)
+                return step(state, random_action(key_act), key_env)
 
-            state, seen = jax.lax.scan(one, state, jax.random.split(key, num_steps))
+            def one_drawn(state: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, jax.Array]:
+                key_act, drawn = inputs
+                return step(state, random_action(key_act), drawn)
+
+            def block(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+                assert draw is not None
+                key_act, key_env = jax.random.split(key)
+                inputs = jax.random.split(key_act, BLOCK), draw(key_env, BLOCK, num)
+                state, seen = jax.lax.scan(one_drawn, state, inputs)
+                return state, jnp.sum(seen)
+
+            if draw is None:
+                state, seen = jax.lax.scan(one, state, jax.random.split(key, num_steps))
+            else:
+                keys = jax.random.split(key, num_steps // BLOCK)
+                state, seen = jax.lax.scan(block, state, keys)
             return state, jnp.sum(seen)
 
         state = jax.jit(reset, static_argnums=1)(jax.random.PRNGKey(0), num)

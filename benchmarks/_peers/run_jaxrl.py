@@ -1,14 +1,16 @@
 """Ours trains, or steps environments: `python -m benchmarks._peers.run_jaxrl JSON`.
 
 As our scripts do, one thread for a CPU program, malloc hands back what compiling leaves, and
-several seeds are spread over the cores as over devices (`--seed-devices`). The evaluation, not
-timed, is of 128 episodes; actions are drawn from a stochastic policy, as the peers do, and are
-DQN's best.
+several seeds are spread over the cores as over devices (`--seed-devices`) and run in chunks of
+updates: in a single program what YNNPACK keeps grows (`benchmarks/LOG.md`). A chunk costs 5 ms, so
+there are 10 to 20 of them here, not 200. The evaluation, not timed, is of 128 episodes; actions are
+drawn from a stochastic policy, as the peers do, and are DQN's best.
 """
 
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,18 +54,48 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         return episodes.returns.mean()
 
     mesh = sharding.make_mesh(_devices.most_devices(num_seeds, len(jax.devices())))
-    many = sharding.spread(run, mesh, 1).each
+    spread = sharding.spread(run, mesh, 1)
+
+    def in_chunks(keys: Any) -> Callable[[Any], Any]:
+        """Compile what starts the seeds and a chunk of updates; return the whole run of them."""
+        at_most = max(1, run.num_updates // 10)
+        size = max(n for n in range(1, at_most + 1) if run.num_updates % n == 0)
+        keys = spread.on_every_device(keys)
+        init, shapes = spread.compile_init(keys), spread.shapes(keys)
+        where = spread.shardings(shapes)
+
+        chunk = spread.each(lambda state: run.run(state, size)[0])
+        jitted = jax.jit(chunk, in_shardings=(where,), out_shardings=where, donate_argnums=0)
+        compiled = jitted.lower(shapes).compile()
+
+        def train_all(keys: Any) -> Any:
+            states = init(spread.on_every_device(keys))
+            for _ in range(run.num_updates // size):
+                states = compiled(states)
+            return states
+
+        return train_all
+
     names = ("num_seeds", "num_runs", "first_seed")
     numbers = (settings[name] for name in names)
     result = measure.train_jax(
-        train, score, jax.random.key, *numbers, many=many, compiled_then=_memory.give_back
+        train,
+        score,
+        jax.random.key,
+        *numbers,
+        many=spread.each,
+        build=in_chunks if num_seeds > 1 else None,
+        compiled_then=_memory.give_back,
     )
     about = {"steps": run.total_steps, "machine": machine()}
     return {**result, **about, "versions": measure.versions(*PACKAGES)}
 
 
 def step(settings: dict[str, Any]) -> dict[str, Any]:
-    """Step environments with random actions through `jaxrl.rollout`, as the learners do."""
+    """Step environments with random actions through `jaxrl.rollout`, as the learners do.
+
+    So what is random in the environment is drawn ahead.
+    """
     from benchmarks._peers import run_gymnax
     from train._envs import make_env
     from train._run import machine
@@ -74,13 +106,16 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
     def reset(key: jax.Array, num_envs: int) -> rollout.Actors:
         return rollout.reset(env, params, key, num_envs)
 
-    def one_step(actors: rollout.Actors, action: jax.Array, key: jax.Array) -> Any:
-        actors, transition, _ = rollout.step(env, params, actors, action, key)
+    def draw(key: jax.Array, num_steps: int, num_envs: int) -> rollout.Draws:
+        return rollout.draw(env, params, key, num_steps, num_envs)
+
+    def one_step(actors: rollout.Actors, action: jax.Array, drawn: rollout.Draws) -> Any:
+        actors, transition, _ = rollout.step(env, params, actors, action, drawn)
         done = transition.terminated | transition.truncated
         return actors, jnp.sum(transition.reward) + jnp.sum(done)
 
     result = run_gymnax.measure_rates(
-        reset, one_step, env.action_space(params), settings["num_envs"], settings["seconds"]
+        reset, one_step, env.action_space(params), settings["num_envs"], settings["seconds"], draw
     )
     return {**result, "machine": machine(), "versions": measure.versions(*PACKAGES)}
 

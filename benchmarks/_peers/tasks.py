@@ -520,7 +520,10 @@ def _stepping(env: str) -> Task:
                 "jaxrl.rollout on gymnax 1.0",
                 "jaxrl",
                 settings,
-                differences="keeps transitions, returns and lengths of episodes as well",
+                differences=(
+                    "keeps transitions, returns and lengths of episodes as well; what is random in "
+                    "the environments is drawn 64 steps ahead, as the learners do"
+                ),
             ),
             Entry("gymnax 1.0.1", "gymnax", settings, differences=plain),
             Entry("gymnax 0.0.9", "gymnax", settings, "rejax", f"{plain}; one flag for both ends"),
