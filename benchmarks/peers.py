@@ -37,7 +37,7 @@ import numpy as np
 import tyro
 
 from benchmarks._peers import install, process, tasks
-from benchmarks._peers.tasks import OURS, Entry, Quoted, Task
+from benchmarks._peers.tasks import OURS, Entry, Quoted, Task, is_ours
 
 RESULTS = Path(__file__).parent / "results"
 PLOT = Path(__file__).parents[1] / "docs" / "peers.png"
@@ -95,20 +95,22 @@ class Bench:
     def __init__(self, options: Options, result: dict[str, Any]):
         self.options = options
         self.result = result
+        self.series = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.deadline = time.monotonic() + 60.0 * options.minutes
         self.not_installed: dict[str, str] = {}
 
     def task(self, task: Task) -> None:
         """Measure one task."""
-        entries = [e for e in task.entries if not e.who.startswith(self.options.skip or ("\0",))]
+        skipped = [e for e in task.entries if e.who.startswith(self.options.skip or ("\0",))]
+        entries = [e for e in task.entries if e not in skipped]
         if self.options.quick:
             entries = [e for e in entries if e.max_repeats is None]
         rounds = 1 if self.options.quick else self.options.repeats
         before = self.result["tasks"].get(task.id, {}).get("runs", {})
-        kept = before if self.options.resume else {}
         runs: dict[str, list[dict[str, Any]]] = {}
-        for entry in entries:
-            same = [r for r in kept.get(entry.who, []) if r["settings"] == self.hash(task, entry)]
+        for entry in task.entries:  # what is left out stays as it was
+            kept = before.get(entry.who, []) if self.options.resume or entry in skipped else []
+            same = [r for r in kept if r["settings"] == self.hash(task, entry)]
             runs[entry.who] = [r for r in same if "failed" not in r]
         print(f"\n{task.title}", flush=True)
         for number in range(rounds):
@@ -164,7 +166,7 @@ class Bench:
         except install.InstallError as error:
             run["failed"] = str(error)
         run["load"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-        run["date"] = datetime.date.today().isoformat()
+        run["date"], run["series"] = datetime.date.today().isoformat(), self.series
         said = (
             run.get("failed") or f"{figure(run):,.4g} {'s' if task.bar is not None else 'steps/s'}"
         )
@@ -298,6 +300,9 @@ def row(
     whole = all(run.get("steps_run", task["steps"]) >= task["steps"] for run in done)
     mean = float(np.mean(returns)) if returns else None
     compiling = [run["compile_s"] for run in done if "compile_s" in run]
+    note = entry["differences"]
+    if {run.get("series") for run in done} - {run.get("series") for run in ours}:
+        note += "; " * bool(note) + "not measured in alternation with ours, but before or after"
     return {
         "who": entry["who"],
         "kind": "measured" if whole else "extrapolated",
@@ -315,7 +320,7 @@ def row(
         "peak_mb": median([run["peak_mb"] for run in done]),
         "return": mean,
         "learned": None if mean is None else mean >= task["bar"],
-        "note": entry["differences"],
+        "note": note,
     }
 
 
@@ -374,7 +379,7 @@ def verdict(task: dict[str, Any], found: list[dict[str, Any]], cores: int) -> st
 
     On a busy machine (`cores` processors) only CPU seconds are compared, and nothing is decided.
     """
-    others = [r for r in found if r["who"] != OURS and r.get("times_ours")]
+    others = [r for r in found if not is_ours(r["who"]) and r.get("times_ours")]
     others = [r for r in others if r.get("learned") is not False]
     if task["bar"] is None or not others:
         return None
@@ -515,7 +520,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     colors = {"measured": "#4c72b0", "extrapolated": "#9fb4d6", "quoted": "#cccccc"}
     for ax, (title, found) in zip(axes, shown, strict=True):
         for i, r in enumerate(found):
-            color = "#c44e52" if r["who"] == OURS else colors[r["kind"]]
+            color = "#c44e52" if is_ours(r["who"]) else colors[r["kind"]]
             ax.barh(i, r["times_ours"], color=color, log=True)
             ax.text(r["times_ours"] * 1.05, i, f"{r['times_ours']:.2f}", va="center", fontsize=8)
         ax.set_yticks(range(len(found)), [r["who"] for r in found], fontsize=8)

@@ -1,5 +1,5 @@
-"""A training run on many devices: seeds (or settings) along one axis of a mesh, environments along
-the other.
+"""A training run on many devices: seeds (or settings) along one axis of a mesh, the environments of
+each along another, or its networks along a third.
 
     mesh = make_mesh(num_seed_devices=4, num_env_devices=2)
     run = spread(train, mesh, num_envs=config.num_envs)
@@ -9,10 +9,14 @@ the other.
 Lanes (seeds) never talk to each other: each device gets its own. The environments of a lane are cut
 along the other axis; what belongs to them (their states, the replay's columns) lies with them,
 parameters on all of them, and the compiler puts in the sums of gradients: the same learning as on
-one device, up to the order of those sums. `jax.sharding` throughout: a mesh over the devices of
-several processes (`jax.distributed`) is the same program, run by each of them.
+one device, up to the order of those sums. Networks that learn apart (`apart`) do so on a device
+each, and all else is done by both: the same learning, bit for bit. `jax.sharding` throughout: a
+mesh over the devices of several processes (`jax.distributed`) is the same program, run by each of
+them.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrl.checks import check_choice, check_count
 from jaxrl.types import Metrics, Train
 
-SEEDS, ENVS = "seeds", "envs"
+SEEDS, ENVS, NETS = "seeds", "envs", "nets"
 LANES = ("side by side", "one by one")
 
 # where the environments' axis is, by the field of a train state (its axis of lanes left out)
@@ -37,33 +41,122 @@ def make_mesh(
     num_seed_devices: int = 1,
     num_env_devices: int = 1,
     devices: Sequence[Any] | None = None,
+    num_net_devices: int = 1,
 ) -> Mesh:
-    """Return a mesh (seeds, envs) over the first devices there are, of all processes.
+    """Return a mesh (seeds, envs, nets) over the first devices there are, of all processes.
 
     Raises:
         ValueError: there are not so many devices, or some of a process's would be left out where
-            there are several processes.
+            there are several processes; or environments and networks are both to be cut.
     """
     check_count("num_seed_devices", num_seed_devices)
     check_count("num_env_devices", num_env_devices)
-    devices = jax.devices() if devices is None else list(devices)
-    asked = num_seed_devices * num_env_devices
-    if asked > len(devices):
+    check_count("num_net_devices", num_net_devices)
+    if num_env_devices > 1 and num_net_devices > 1:
         raise ValueError(
-            f"num_seed_devices * num_env_devices = {num_seed_devices} * {num_env_devices} = "
-            f"{asked}, but there are {len(devices)} devices"
+            f"num_env_devices = {num_env_devices} and num_net_devices = {num_net_devices}: one of "
+            "them must be 1"
         )
+    devices = jax.devices() if devices is None else list(devices)
+    shape = (num_seed_devices, num_env_devices, num_net_devices)
+    asked = math.prod(shape)
+    told = "num_seed_devices * num_env_devices"
+    told += f" = {num_seed_devices} * {num_env_devices}"
+    if num_net_devices > 1:
+        told = f"num_seed_devices * num_net_devices = {num_seed_devices} * {num_net_devices}"
+    if asked > len(devices):
+        raise ValueError(f"{told} = {asked}, but there are {len(devices)} devices")
     if jax.process_count() > 1 and asked != len(devices):
         raise ValueError(
-            f"num_seed_devices * num_env_devices = {num_seed_devices} * {num_env_devices} = "
-            f"{asked} must be all {len(devices)} devices of the {jax.process_count()} processes"
+            f"{told} = {asked} must be all {len(devices)} devices of the {jax.process_count()} "
+            "processes"
         )
     return jax.make_mesh(
-        (num_seed_devices, num_env_devices),
-        (SEEDS, ENVS),
-        axis_types=(AxisType.Auto, AxisType.Auto),
+        shape,
+        (SEEDS, ENVS, NETS),
+        axis_types=(AxisType.Auto,) * 3,
         devices=devices[:asked],
     )
+
+
+def apart(
+    parts: Sequence[Callable[[], tuple[Any, ...]]], axis: str | None
+) -> list[tuple[Any, ...]]:
+    """Call functions of no arguments that do not wait for each other; return what each returns.
+
+    Args:
+        parts: they return tuples of trees of arrays (no keys), all of the same length.
+        axis: a mesh axis of as many devices as there are parts, inside of `jax.shard_map`: each
+            device calls its own, and all get the results of all, bit for bit. Each element of the
+            tuples is an exchange, which takes some 50 us between CPU devices; what is not used
+            afterwards is neither exchanged nor computed. None: one after the other.
+
+    Raises:
+        ValueError: the axis has another number of devices.
+    """
+    if axis is None:
+        return [part() for part in parts]
+    if (size := jax.lax.axis_size(axis)) != len(parts):
+        raise ValueError(f"axis = {axis!r} has {size} device(s), but there are {len(parts)} parts")
+    shapes = [jax.eval_shape(part) for part in parts]
+
+    def mine(i: int) -> Callable[[], list[list[jax.Array]]]:
+        def call() -> list[list[jax.Array]]:
+            found = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            found[i] = parts[i]()
+            return [_words(element) for element in zip(*found, strict=True)]
+
+        return call
+
+    words = jax.lax.switch(jax.lax.axis_index(axis), [mine(i) for i in range(len(parts))])
+    # all devices but one have zeros, and the sums are of integers: nothing is rounded
+    elements = [
+        _from_words([jax.lax.psum(x, axis) for x in of_element], shape)
+        for of_element, shape in zip(words, zip(*shapes, strict=True), strict=True)
+    ]
+    return list(zip(*elements, strict=True))
+
+
+def check_apart(learn_apart: bool, net_axis: str | None) -> None:
+    """Raise ValueError if networks that wait for each other are to learn along `net_axis`."""
+    if net_axis is not None and not learn_apart:
+        raise ValueError(
+            f"net_axis = {net_axis!r} needs learn_apart = True: else the networks wait for each "
+            "other after every gradient"
+        )
+
+
+def _widths(leaves: Sequence[Any]) -> list[int]:
+    return sorted({x.dtype.itemsize for x in leaves})
+
+
+def _words(tree: Any) -> list[jax.Array]:
+    """Return the bits of all arrays: one flat unsigned array for each width of types."""
+    leaves = [x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x for x in jax.tree.leaves(tree)]
+    return [
+        jnp.concatenate(
+            [
+                jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * width}")).reshape(-1)
+                for x in leaves
+                if x.dtype.itemsize == width
+            ]
+        )
+        for width in _widths(leaves)
+    ]
+
+
+def _from_words(words: Sequence[jax.Array], shapes: Any) -> Any:
+    """Make the arrays of `shapes` of what `_words` returned."""
+    leaves, structure = jax.tree.flatten(shapes)
+    found: list[Any] = list(leaves)
+    for width, flat in zip(_widths(leaves), words, strict=True):
+        which = [i for i, x in enumerate(leaves) if x.dtype.itemsize == width]
+        ends = list(itertools.accumulate(leaves[i].size for i in which))
+        for i, part in zip(which, jnp.split(flat, ends[:-1]), strict=True):
+            part, dtype = part.reshape(leaves[i].shape), leaves[i].dtype
+            is_bool = dtype == jnp.bool_
+            found[i] = part != 0 if is_bool else jax.lax.bitcast_convert_type(part, dtype)
+    return jax.tree.unflatten(structure, found)
 
 
 @dataclass(frozen=True)
@@ -173,7 +266,7 @@ class SpreadTrain:
             in_specs=(P(SEEDS), *(P(),) * num_shared),
             out_specs=P(SEEDS),
             # nothing is left to the compiler where environments stay whole: bit for bit one device
-            axis_names={SEEDS} if self.mesh.shape[ENVS] > 1 else {SEEDS, ENVS},
+            axis_names={SEEDS} if self.mesh.shape[ENVS] > 1 else {SEEDS, ENVS, NETS},
             check_vma=False,
         )
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrl import checkpoint
 from jaxrl.agents import ppo, sac
-from jaxrl.sharding import SpreadTrain, make_mesh, spread
+from jaxrl.sharding import NETS, SpreadTrain, apart, make_mesh, spread
 
 ROOT = Path(__file__).parents[1]
 NUM_ENVS, UPDATES = 16, 10
@@ -38,6 +38,13 @@ def train(name: str):
     """A short run of an agent."""
     agent, config, env = {"ppo": (ppo, PPO, "CartPole-v1"), "sac": (sac, SAC, "Pendulum-v1")}[name]
     return agent.make_train(config, *gymnax.make(env))
+
+
+@cache
+def train_apart(name: str, net_axis: str | None = None):
+    """A short run of an agent whose networks learn apart."""
+    agent, config, env = {"ppo": (ppo, PPO, "CartPole-v1"), "sac": (sac, SAC, "Pendulum-v1")}[name]
+    return agent.make_train(config.replace(learn_apart=True), *gymnax.make(env), net_axis)
 
 
 @cache
@@ -114,9 +121,87 @@ def test_lanes_side_by_side_on_two_devices_end_and_agree():
     )
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+def test_networks_on_two_devices_learn_as_on_one(name):
+    """Whatever is in the state, the optimiser's moments too, on both devices; and the metrics."""
+    one, two = (
+        spread(train_apart(name, axis), make_mesh(2, num_net_devices=num), NUM_ENVS)
+        for axis, num in ((None, 1), (NETS, 2))
+    )
+    expected, found = (run.run(run.init(KEYS[:2]), UPDATES) for run in (one, two))
+    assert len(found[0].num_updates.sharding.device_set) == 4
+    copies = {}
+    for shard in jax.tree.leaves(found[0].params)[0].addressable_shards:
+        copies.setdefault(shard.index[0].start, []).append(np.asarray(shard.data))
+    for first, second in copies.values():
+        np.testing.assert_array_equal(first, second)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        # alike to the last bit here; XLA might fuse otherwise elsewhere
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def in_two(parts, num: int = 2):
+    """The results of the parts on `num` devices, an axis of devices first."""
+    mesh = make_mesh(num_net_devices=num)
+    run = jax.shard_map(
+        lambda: jax.tree.map(lambda x: x[None], apart(parts, NETS)),
+        mesh=mesh,
+        in_specs=(),
+        out_specs=P(NETS),
+        check_vma=False,
+    )
+    return jax.jit(run)()
+
+
+def test_apart_hands_every_device_the_bits_of_all_parts():
+    odd = jnp.array([-0.0, jnp.nan, jnp.inf, 1e-42, -3.5], jnp.float32)
+    more = jnp.array([1, -7], jnp.int16), jnp.array([True, False]), jnp.uint8(200)
+    parts = [lambda: (odd, {"a": more}), lambda: (jnp.int32(-(2**31)), {"b": odd[::-1]})]
+    expected = apart(parts, None)
+    found = in_two(parts)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert a.dtype == b.dtype
+        for device in (0, 1):
+            assert np.asarray(b)[device].tobytes() == np.asarray(a).tobytes()
+
+
+def test_apart_runs_a_part_on_its_device_alone():
+    """Both count what they are called with: the other device's count stays at zero."""
+    counted = []
+
+    def count(device):
+        counted.append(int(device))
+
+    def part():
+        jax.debug.callback(count, jax.lax.axis_index(NETS))
+        return (jnp.zeros(()),)
+
+    jax.block_until_ready(in_two([part, lambda: (jnp.ones(()),)]))
+    jax.effects_barrier()
+    assert counted == [0]
+
+
+def test_parts_without_a_device_each_are_refused():
+    one = [lambda: (jnp.zeros(()),)] * 3
+    with pytest.raises(ValueError, match=r"'nets' has 2 device.* 3 parts"):
+        in_two(one)
+
+
+@pytest.mark.parametrize("agent", [ppo, sac])
+def test_networks_that_wait_for_each_other_cannot_be_put_apart(agent):
+    config, env = {ppo: (PPO, "CartPole-v1"), sac: (SAC, "Pendulum-v1")}[agent]
+    with pytest.raises(ValueError, match="net_axis = 'nets' needs learn_apart = True"):
+        agent.make_train(config, *gymnax.make(env), NETS)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: make_mesh(5, num_net_devices=2), r"num_net_devices = 5 \* 2 = 10, but .* 8 dev"),
+        (lambda: make_mesh(1, 2, num_net_devices=2), "num_net_devices = 2: one of them must be 1"),
         (lambda: make_mesh(9), r"num_seed_devices \* num_env_devices = 9 \* 1 = 9.* 8 devices"),
         (lambda: make_mesh(0), "num_seed_devices"),
         (lambda: spread(train("ppo"), make_mesh(1, 3), NUM_ENVS), r"num_envs = 16 .* = 3"),

@@ -42,6 +42,9 @@ class Options:
     core, as far as each gets equally many seeds."""
     env_devices: int = 1
     """Devices to cut the environments of every seed over."""
+    net_devices: int | None = None
+    """Devices for the networks of every seed, 1 or 2; 2 needs --learn-apart, and is the default
+    with it on CPU where the seeds leave cores."""
     lanes: Literal["side-by-side", "one-by-one"] = "side-by-side"
     """How several seeds share a device: side-by-side is fast; one-by-one makes each, bit for bit,
     the run of its seed alone, on however many devices."""
@@ -103,6 +106,13 @@ class Options:
         check_count("env_devices", self.env_devices)
         if self.seed_devices is not None:
             check_count("seed_devices", self.seed_devices)
+        if self.net_devices is not None:
+            check_count("net_devices", self.net_devices)
+            if self.net_devices > 2:
+                raise ValueError(
+                    f"net_devices = {self.net_devices} must be 1 or 2: an agent has two parts that "
+                    "can learn apart"
+                )
         _processes.check(self.coordinator, self.num_processes, self.process_id)
         if self.coordinator is not None and self.distributed is not None:
             raise ValueError(
@@ -198,7 +208,7 @@ FREE_TO_CHANGE = (
     *("checkpoint_every", "keep_checkpoints", "progress", "animate", "compilation_cache"),
     *("threshold", "watts_per_core", "g_per_kwh", "resume", "list_envs"),
     # rounding may depend on these, which is told then
-    *("seed_devices", "env_devices", "lanes"),
+    *("seed_devices", "env_devices", "net_devices", "lanes"),
     *("coordinator", "num_processes", "process_id", "distributed"),
 )
 

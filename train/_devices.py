@@ -1,7 +1,8 @@
-"""Which devices a run takes: seeds over some of them, the environments of each seed over others."""
+"""Which devices a run takes: seeds over some, each seed's environments or networks over others."""
 
 import importlib.metadata
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,27 +33,45 @@ def use_one_thread() -> None:
         os.environ["PJRT_NPROC"] = "1"
 
 
-def make_cpu_devices(options: "Options", num_processes: int = 1) -> int:
+@dataclass(frozen=True)
+class Default:
+    """Over how many devices a run goes where nothing is asked for."""
+
+    seeds: int = 1
+    nets: int = 1
+
+
+def make_cpu_devices(
+    options: "Options", num_processes: int = 1, learn_apart: bool = False
+) -> Default:
     """Let JAX make as many CPU devices as are asked for; before anything is computed.
 
+    `learn_apart`: whether the networks of a seed can have a device each.
+
     Returns:
-        how many devices the seeds go over on CPU where nothing is asked for: one for each core, as
-        far as each gets equally many seeds. 1 where JAX has begun already, or was given a number of
-        devices: it keeps what it has, and `spread` tells if that is not enough.
+        over how many devices the run goes on CPU where nothing is asked for: the seeds over one for
+        each core, as far as each gets equally many seeds; the networks over two where that leaves
+        cores. 1 where JAX has begun already, or was given a number of devices: it keeps what it
+        has, and `spread` tells if that is not enough.
     """
     use_one_thread()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return 1
+        return Default()
     there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
-    default = 1
+    default = Default()
     if num_processes == options.env_devices == 1 and there <= 0 and only_cpu():
-        default = most_devices(options.num_seeds, num_cores())
-    asked = (options.seed_devices or default) * options.env_devices // num_processes
+        nets = options.net_devices or 1
+        seeds = options.seed_devices or most_devices(options.num_seeds, num_cores() // nets)
+        if options.net_devices is None and learn_apart and num_cores() >= 2 * seeds:
+            nets = 2
+        default = Default(seeds, nets)
+    asked = (options.seed_devices or default.seeds) * options.env_devices // num_processes
+    asked *= options.net_devices or default.nets
     if asked > max(1, there):
         try:
             jax.config.update("jax_num_cpu_devices", asked)
         except RuntimeError:
-            return 1
+            return Default()
     return default
 
 
@@ -68,20 +87,51 @@ def most_devices(num_seeds: int, available: int) -> int:
     return max((n for n in range(1, available + 1) if num_seeds % n == 0), default=1)
 
 
+def choose_net_devices(options: "Options", learn_apart: bool, default: Default) -> int:
+    """Over how many devices the networks of a seed go.
+
+    Raises:
+        ValueError: they cannot learn apart, or not so.
+    """
+    asked = options.net_devices
+    if asked is None:
+        return default.nets if learn_apart and options.env_devices == 1 else 1
+    if asked == 2 and not learn_apart:
+        raise ValueError(
+            "net_devices = 2 needs --learn-apart (ppo and sac have it): else the networks wait for "
+            "each other after every gradient"
+        )
+    if asked == 2 and options.env_devices > 1:
+        raise ValueError(
+            f"net_devices = 2 and env_devices = {options.env_devices}: one of them must be 1"
+        )
+    if asked == 2 and jax.process_count() > 1:
+        raise ValueError(
+            f"net_devices = 2 is for one process, but there are {jax.process_count()}: leave it out"
+        )
+    return asked
+
+
 def spread(
-    options: "Options", train: Train[Any], num_envs: int, cpu_devices: int = 1
+    options: "Options",
+    train: Train[Any],
+    num_envs: int,
+    default: Default = Default(),
+    num_net_devices: int = 1,
 ) -> SpreadTrain:
     """Return the run of all seeds on the devices that `options` ask for.
 
-    `cpu_devices` is what `make_cpu_devices` returned.
+    `default` is what `make_cpu_devices` returned, `num_net_devices` what `choose_net_devices` did.
 
     Raises:
         ValueError: there are not so many, or seeds or environments cannot be cut so.
     """
-    num_seed_devices = choose_seed_devices(options, cpu_devices)
+    num_seed_devices = choose_seed_devices(options, default.seeds, num_net_devices)
     env_devices, available = options.env_devices, jax.device_count()
     told = f"seed_devices * env_devices = {num_seed_devices} * {env_devices}"
-    asked = num_seed_devices * env_devices
+    if num_net_devices > 1:
+        told = f"seed_devices * net_devices = {num_seed_devices} * {num_net_devices}"
+    asked = num_seed_devices * env_devices * num_net_devices
     if asked > available:
         raise ValueError(
             f"{told} = {asked}, but there are {available} {jax.default_backend()} device(s): "
@@ -95,7 +145,7 @@ def spread(
     check_seeds(options.num_seeds, num_seed_devices)
     if num_envs % env_devices:
         raise ValueError(f"num_envs = {num_envs} must be a multiple of env_devices = {env_devices}")
-    mesh = sharding.make_mesh(num_seed_devices, env_devices)
+    mesh = sharding.make_mesh(num_seed_devices, env_devices, num_net_devices=num_net_devices)
     return sharding.spread(train, mesh, num_envs, options.lanes.replace("-", " "))
 
 
@@ -117,14 +167,14 @@ def spread_agents(options: "Options", train: Train[Any]) -> SpreadTrain:
     return sharding.spread(train, mesh, 1, options.lanes.replace("-", " "))
 
 
-def choose_seed_devices(options: "Options", cpu_devices: int = 1) -> int:
+def choose_seed_devices(options: "Options", cpu_devices: int = 1, num_net_devices: int = 1) -> int:
     """As many as are asked for; else all there are of several accelerators, and `cpu_devices`.
 
     Not more than can have equally many seeds each; all of them where there are several processes.
     """
     if options.seed_devices is not None:
         return options.seed_devices
-    available = jax.device_count() // options.env_devices
+    available = jax.device_count() // (options.env_devices * num_net_devices)
     if jax.process_count() > 1:
         return max(1, available)
     if jax.default_backend() == "cpu":
@@ -145,6 +195,8 @@ def told(spread: SpreadTrain) -> str:
     if spread.mesh.size == 1:
         return ""
     processes = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
-    seeds, envs = (spread.mesh.shape[name] for name in (sharding.SEEDS, sharding.ENVS))
+    shape = spread.mesh.shape
+    seeds, envs, nets = (shape[name] for name in (sharding.SEEDS, sharding.ENVS, sharding.NETS))
     cut = f" (seeds over {seeds}, environments over {envs})" if envs > 1 else ""
+    cut = f" (seeds over {seeds}, networks over {nets})" if nets > 1 else cut
     return f" on {spread.mesh.size} devices{processes}{cut}"

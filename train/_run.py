@@ -43,7 +43,7 @@ import jaxrl
 from jaxrl import policy, sinks, spaces
 from jaxrl.cost.energy import EnergyMeter
 from jaxrl.replay import device_memory
-from jaxrl.sharding import ENVS, SEEDS, SpreadTrain
+from jaxrl.sharding import ENVS, NETS, SEEDS, SpreadTrain
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
 from train import _checkpoint, _cli, _cost, _devices, _folder, _memory, _processes, _report
@@ -115,7 +115,8 @@ def prepare(agent: ModuleType, argv: Sequence[str] | None) -> Callable[[], int]:
     if options.list_envs:
         return lambda: print(_cli.list_envs()) or 0
     options.check()
-    cpu_devices = _devices.make_cpu_devices(options, options.num_processes or 1)
+    learn_apart = getattr(config, "learn_apart", False)
+    cpu_devices = _devices.make_cpu_devices(options, options.num_processes or 1, learn_apart)
     processes = _processes.start(options)
     with processes.guarded(refusals=True):
         run = check_and_make(agent, options, config, processes, argv, cpu_devices)
@@ -138,7 +139,7 @@ def check_and_make(
     config: Any,
     processes: Processes,
     argv: Sequence[str] | None,
-    cpu_devices: int = 1,
+    cpu_devices: _devices.Default = _devices.Default(),  # noqa: B008  (frozen)
 ) -> Run | str:
     """Return a run that has passed all checks, its folder made; or why there is nothing to do.
 
@@ -173,8 +174,12 @@ def check_and_make(
 
     setup = _envs.make_env(options.env, **env_kwargs)
     setup = dataclasses.replace(setup, params=_envs.with_train_params(setup.params, train_params))
-    train = agent.make_train(config, setup.env, setup.params)
-    spread = _devices.spread(options, train, getattr(config, "num_envs", 1), cpu_devices)
+    learn_apart = getattr(config, "learn_apart", False)
+    nets = _devices.choose_net_devices(options, learn_apart, cpu_devices)
+    net_axis = (NETS,) if nets > 1 else ()
+    train = agent.make_train(config, setup.env, setup.params, *net_axis)
+    num_envs = getattr(config, "num_envs", 1)
+    spread = _devices.spread(options, train, num_envs, cpu_devices, nets)
     check_memory(spread, options.num_seeds)
     if options.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
@@ -249,6 +254,7 @@ def arithmetic(spread: SpreadTrain, options: _cli.Options) -> dict[str, int]:
     return {
         "seeds side by side on a device": spread.lanes_at_once(options.num_seeds),
         "devices for the environments of a seed": spread.mesh.shape[ENVS],
+        "devices for the networks of a seed": spread.mesh.shape[NETS],
     }
 
 
@@ -287,6 +293,7 @@ def execute_locked(run: Run, console: Console) -> int:
         "seeds": list(options.seeds),
         "seed_devices": run.spread.mesh.shape[SEEDS],
         "env_devices": run.spread.mesh.shape[ENVS],
+        "net_devices": run.spread.mesh.shape[NETS],
         "env_steps": outcome.env_steps,
         "env_steps_total": outcome.env_steps * options.num_seeds,
         "compile_s": outcome.compile_s,
@@ -358,8 +365,10 @@ def execute_locked(run: Run, console: Console) -> int:
 
 
 def count_cost(run: Run) -> _cost.RunCost:
-    """Count what a seed costs."""
-    return _cost.count_run(run.agent, run.config, run.setup.env, run.setup.params, run.train)
+    """Count what a seed costs, whatever devices share it."""
+    env, params = run.setup.env, run.setup.params
+    train = run.agent.make_train(run.config, env, params)
+    return _cost.count_run(run.agent, run.config, env, params, train)
 
 
 def follow(run: Run, outcome: "Outcome") -> int:

@@ -187,8 +187,9 @@ def prepare(argv: list[str]) -> Callable[[], int]:
 
 
 def check_one_process(options: _cli.Options) -> None:
-    """Raise ValueError if several processes are asked for, or environments over devices."""
-    for name, default in (("coordinator", None), ("distributed", None), ("env_devices", 1)):
+    """Raise ValueError if several processes are asked for, or an agent over several devices."""
+    single = {"coordinator": None, "distributed": None, "env_devices": 1, "net_devices": None}
+    for name, default in single.items():
         value = getattr(options, name)
         if value != default:
             raise ValueError(

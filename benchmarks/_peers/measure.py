@@ -42,7 +42,6 @@ def train_jax(
     num_seeds: int,
     num_runs: int,
     first_seed: int,
-    many: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     build: Callable[[Any], Callable[[Any], Any]] | None = None,
     compiled_then: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -55,8 +54,8 @@ def train_jax(
         num_seeds: agents trained side by side.
         num_runs: runs of the compiled program.
         first_seed: of the first run; the next are those after it.
-        many: what makes of `train` (and of `score`) that of num_seeds > 1 keys; `jax.vmap` if None.
-        build: `build(keys) -> run`, what compiles `train` for keys like these, if not `jax.jit`.
+        build: `build(keys) -> run`, what compiles the run of keys (num_seeds,), or of a single key,
+            if not `jax.jit` of `train` under `jax.vmap`.
         compiled_then: called after compiling, and timed as part of it.
 
     Compiling is from the Python function to the executable: tracing, lowering, XLA. A run ends when
@@ -70,11 +69,10 @@ def train_jax(
         return root if num_seeds == 1 else jax.random.split(root, num_seeds)
 
     if num_seeds > 1:
-        train, score = (many or jax.vmap)(train), jax.vmap(score)
-    program = jax.jit(train)
+        train, score = jax.vmap(train), jax.vmap(score)
 
     def compile_run() -> Callable[[Any], Any]:
-        compiled = build(key(0)) if build else program.lower(key(0)).compile()
+        compiled = build(key(0)) if build else jax.jit(train).lower(key(0)).compile()
         compiled_then()
         return compiled
 

@@ -1,10 +1,11 @@
 """Ours trains, or steps environments: `python -m benchmarks._peers.run_jaxrl JSON`.
 
-As our scripts do, one thread for a CPU program, malloc hands back what compiling leaves, and
-several seeds are spread over the cores as over devices (`--seed-devices`) and run in chunks of
-updates: in a single program what YNNPACK keeps grows (`benchmarks/LOG.md`). A chunk costs 5 ms, so
-there are 10 to 20 of them here, not 200. The evaluation, not timed, is of 128 episodes; actions are
-drawn from a stochastic policy, as the peers do, and are DQN's best.
+As our scripts do, one thread for a CPU program, malloc hands back what compiling leaves, several
+seeds are spread over the cores as over devices (`--seed-devices`), or the networks of one that
+learn apart (`--net-devices`); on several devices the run goes in chunks of updates: in a single
+program what YNNPACK keeps grows (`benchmarks/LOG.md`). A chunk costs 5 ms, so there are 10 to 20 of
+them here, not 200. The evaluation, not timed, is of 128 episodes; actions are drawn from a
+stochastic policy, as the peers do, and are DQN's best.
 """
 
 import importlib
@@ -20,26 +21,28 @@ from benchmarks._peers import measure
 from jaxrl import rollout, sharding, spaces
 from train import _devices, _memory
 
+CHUNKS = 10  # of a run over several devices, or up to twice as many
 PACKAGES = ("jaxrl", "gymnax", "jax", "flax", "optax")
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
     _devices.use_one_thread()
-    num_seeds = settings["num_seeds"]
-    num_devices = _devices.most_devices(num_seeds, _devices.num_cores())
-    jax.config.update("jax_num_cpu_devices", num_devices)
+    num_seeds, config = settings["num_seeds"], settings["config"]
+    num_seed_devices = _devices.most_devices(num_seeds, _devices.num_cores())
+    apart = config.get("learn_apart", False) and _devices.num_cores() >= 2 * num_seed_devices
+    num_net_devices = 2 if apart else 1
+    jax.config.update("jax_num_cpu_devices", num_seed_devices * num_net_devices)
     from train._envs import make_env  # computes: after the devices are made
     from train._run import machine
 
     setup = make_env(settings["env"])
     env, params = setup.env, setup.params
     agent = importlib.import_module(f"jaxrl.agents.{settings['agent']}")
-    config = settings["config"]
     if "hidden" in config:
         config["hidden"] = tuple(config["hidden"])
     config = agent.Config(**config)
-    run = agent.make_train(config, env, params)
+    run = agent.make_train(config, env, params, *([sharding.NETS] if apart else []))
     act = agent.make_act(config, *spaces.read(env, params))
     best = settings["agent"] == "dqn"
 
@@ -47,20 +50,22 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         return run(key)[0]  # no losses or episodes' returns, as the peers report none
 
     def score(trained: Any, key: jax.Array) -> jax.Array:
+        if apart and num_seeds == 1:
+            trained = jax.tree.map(lambda x: x[0], trained)
         policy = agent.get_policy(trained)
         episodes = rollout.evaluate(
             env, params, lambda obs, k: act(policy, obs, None if best else k), key, 128
         )
         return episodes.returns.mean()
 
-    mesh = sharding.make_mesh(_devices.most_devices(num_seeds, len(jax.devices())))
+    mesh = sharding.make_mesh(num_seed_devices, num_net_devices=num_net_devices)
     spread = sharding.spread(run, mesh, 1)
 
     def in_chunks(keys: Any) -> Callable[[Any], Any]:
         """Compile what starts the seeds and a chunk of updates; return the whole run of them."""
-        at_most = max(1, run.num_updates // 10)
+        at_most = max(1, run.num_updates // CHUNKS)
         size = max(n for n in range(1, at_most + 1) if run.num_updates % n == 0)
-        keys = spread.on_every_device(keys)
+        keys = spread.on_every_device(keys.reshape(-1))
         init, shapes = spread.compile_init(keys), spread.shapes(keys)
         where = spread.shardings(shapes)
 
@@ -69,7 +74,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         compiled = jitted.lower(shapes).compile()
 
         def train_all(keys: Any) -> Any:
-            states = init(spread.on_every_device(keys))
+            states = init(spread.on_every_device(keys.reshape(-1)))
             for _ in range(run.num_updates // size):
                 states = compiled(states)
             return states
@@ -83,8 +88,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         score,
         jax.random.key,
         *numbers,
-        many=spread.each,
-        build=in_chunks if num_seeds > 1 else None,
+        build=in_chunks if mesh.size > 1 else None,
         compiled_then=_memory.give_back,
     )
     about = {"steps": run.total_steps, "machine": machine()}

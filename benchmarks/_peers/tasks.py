@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 OURS = "jaxrl"
+ONE_DEVICE = f"{OURS}, one device"
+
+
+def is_ours(who: str) -> bool:
+    """Whether a row is of our own library."""
+    return who in (OURS, ONE_DEVICE)
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,27 @@ class Task:
     """Environment steps of a seed."""
 
 
+def _ours(agent: str, env: str, config: dict[str, Any]) -> list[Entry]:
+    return [Entry(OURS, "jaxrl", {"agent": agent, "env": env, "config": config})]
+
+
+def _ours_apart(agent: str, env: str, config: dict[str, Any]) -> list[Entry]:
+    """Ours with networks that learn apart, on two devices; and on one, as by default."""
+    whole = Entry(
+        ONE_DEVICE,
+        "jaxrl",
+        {"agent": agent, "env": env, "config": config},
+        differences="the networks learn one after the other, on one device (without --learn-apart)",
+    )
+    return [*_ours(agent, env, {**config, "learn_apart": True}), whole]
+
+
 # proximal policy optimisation -------------------------------------------------------------------
 
 REJAX_PPO = (
-    "actor's and critic's gradients are two backward passes, each element clipped (ours: one pass, "
-    "global norm); a time limit counts as a death; the value network is evaluated once a step "
-    "(ours: on the next observations too); no losses are reported"
+    "actor's and critic's gradients are two backward passes, each element clipped (ours: the "
+    "global norm, with --learn-apart of each network's); a time limit counts as a death; the value "
+    "network is evaluated once a step (ours: on the next observations too); no losses are reported"
 )
 GYM = "environment in Python, NumPy (Gymnasium); one agent, no vmap"
 
@@ -102,7 +123,7 @@ def _ppo_cartpole(num_seeds: int, steps: int, wanted: float | None) -> Task:
         "max_grad_norm": 0.5,
     }
     entries = [
-        Entry(OURS, "jaxrl", {"agent": "ppo", "env": "CartPole-v1", "config": ours}),
+        *(_ours_apart if num_seeds == 1 else _ours)("ppo", "CartPole-v1", ours),
         Entry("rejax 0.1.3", "rejax", {"algorithm": "PPO", "config": rejax}, "rejax", REJAX_PPO),
     ]
     quoted = []
@@ -223,7 +244,7 @@ def _ppo_pendulum() -> Task:
             "normalised"
         ),
         entries=(
-            Entry(OURS, "jaxrl", {"agent": "ppo", "env": "Pendulum-v1", "config": ours}),
+            *_ours_apart("ppo", "Pendulum-v1", ours),
             Entry(
                 "rejax 0.1.3",
                 "rejax",
@@ -320,7 +341,7 @@ def _dqn_rejax() -> Task:
             "dueling network of (64, 64) silu, soft target, buffer of 50,000, learning from 5,000"
         ),
         entries=(
-            Entry(OURS, "jaxrl", {"agent": "dqn", "env": "CartPole-v1", "config": ours}),
+            *_ours("dqn", "CartPole-v1", ours),
             Entry(
                 "rejax 0.1.3, mended",
                 "rejax",
@@ -396,7 +417,7 @@ def _dqn_purejaxrl() -> Task:
             "of (120, 84) relu, target copied every 500 environment steps, buffer and start 10,000"
         ),
         entries=(
-            Entry(OURS, "jaxrl", {"agent": "dqn", "env": "CartPole-v1", "config": ours}),
+            *_ours("dqn", "CartPole-v1", ours),
             Entry(
                 "rejax 0.1.3, mended",
                 "rejax",
@@ -463,7 +484,11 @@ def _sac_pendulum() -> Task:
             "gradient_steps": 1,
         },
     }
-    differences = "first 256 actions drawn from the policy (ours: uniform); a time limit is a death"
+    differences = (
+        "first 256 actions drawn from the policy (ours: uniform); a time limit is a death; the "
+        "critics learn from the new policy (ours: the policy from the new critics, with "
+        "--learn-apart each from the other before its step)"
+    )
     hosts = [
         Entry(name, "sb3", {**host, "library": library}, "sb3", GYM, max_repeats=1)
         for library, name in (("sbx", "SBX 0.28.0"), ("sb3", "Stable-Baselines3 2.9.2"))
@@ -477,7 +502,7 @@ def _sac_pendulum() -> Task:
             "normalised, buffer of 10,000, learning from 256"
         ),
         entries=(
-            Entry(OURS, "jaxrl", {"agent": "sac", "env": "Pendulum-v1", "config": ours}),
+            *_ours_apart("sac", "Pendulum-v1", ours),
             Entry(
                 "rejax 0.1.3, mended",
                 "rejax",

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import draws, normalize, rollout, spaces
+from jaxrl import draws, normalize, rollout, sharding, spaces
 from jaxrl.checks import check_choice, check_count, check_flags, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, PolicyNet, ValueNet
 from jaxrl.normalize import RunningStats
@@ -61,6 +62,9 @@ class Config:
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Bound on the global norm of the gradient."""
+    learn_apart: bool = struct.field(pytree_node=False, default=False)
+    """Bound the norms of the policy's and the value network's gradients each for itself: then the
+    two do not wait for each other, and learn at once where each has a device of its own."""
     adam_eps: float = 1e-5
     """Adam's epsilon."""
     normalize_advantage: bool = struct.field(pytree_node=False, default=True)
@@ -86,7 +90,7 @@ class TrainState:
     """Everything that changes during training: saving it is a checkpoint."""
 
     params: dict[str, Any]  # {"policy": ..., "value": ...}
-    opt_state: optax.OptState
+    opt_state: Any  # of both networks; with learn_apart {"policy": ..., "value": ...}
     obs_stats: RunningStats | None
     return_stats: RunningStats | None  # of the discounted return, for scaling rewards
     discounted_return: jax.Array  # (num_envs,) so far in the running episodes
@@ -136,27 +140,33 @@ def loss(
     config: Config,
     key: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
-    """PPO's objective (eq. 9), to be minimised, and what to watch; batch of rows (B, ...)."""
-    if config.normalize_advantage:
-        a = batch.advantage
-        batch = replace(batch, advantage=(a - a.mean()) / (a.std() + 1e-8))
-    pi = policy_net.policy(params["policy"], batch.obs)
-    log_prob = pi.log_prob(batch.action)
-    pi_loss = policy_loss(log_prob, batch, config.clip_eps)
-    v_loss = value_loss(
-        value_net.value(params["value"], batch.obs), batch, config.clip_eps, config.clip_value
-    )
-    entropy = pi.entropy(key).mean()
-    total = pi_loss + config.vf_coef * v_loss - config.ent_coef * entropy
-    log_ratio = log_prob - batch.log_prob
-    metrics = {
-        "policy_loss": pi_loss,
-        "value_loss": v_loss,
-        "entropy": entropy,
-        # E[r - 1 - log r], an estimate of KL(old, new) that is never negative (Schulman 2020)
-        "approx_kl": (jnp.expm1(log_ratio) - log_ratio).mean(),
-        "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > config.clip_eps).mean(),
-    }
+    """PPO's objective (eq. 9), to be minimised, and what to watch; batch of rows (B, ...).
+
+    Of the networks in `params`: with "policy" or "value" alone, that one's terms.
+    """
+    total, metrics = jnp.zeros(()), {}
+    if "policy" in params:
+        if config.normalize_advantage:
+            a = batch.advantage
+            batch = replace(batch, advantage=(a - a.mean()) / (a.std() + 1e-8))
+        pi = policy_net.policy(params["policy"], batch.obs)
+        log_prob = pi.log_prob(batch.action)
+        pi_loss = policy_loss(log_prob, batch, config.clip_eps)
+        entropy = pi.entropy(key).mean()
+        total += pi_loss - config.ent_coef * entropy
+        log_ratio = log_prob - batch.log_prob
+        metrics |= {
+            "policy_loss": pi_loss,
+            "entropy": entropy,
+            # E[r - 1 - log r], an estimate of KL(old, new) that is never negative (Schulman 2020)
+            "approx_kl": (jnp.expm1(log_ratio) - log_ratio).mean(),
+            "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > config.clip_eps).mean(),
+        }
+    if "value" in params:
+        value = value_net.value(params["value"], batch.obs)
+        v_loss = value_loss(value, batch, config.clip_eps, config.clip_value)
+        total += config.vf_coef * v_loss
+        metrics["value_loss"] = v_loss
     return total, metrics
 
 
@@ -252,7 +262,9 @@ def get_policy(state: TrainState) -> Policy:
     return Policy(state.params["policy"], state.obs_stats)
 
 
-def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
+def make_train(
+    config: Config, env: Env, env_params: Any, net_axis: str | None = None
+) -> Train[TrainState]:
     """Return the whole training run, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
 
     `vmap` over keys trains many seeds; `vmap` over real fields of `config` sweeps them:
@@ -264,13 +276,17 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
 
     Metrics have a leading axis (num_updates,); those of episodes are NaN where none ended.
 
+    `net_axis` names a mesh axis of two devices, inside of `jax.shard_map`, over which the networks
+    learn apart; it needs config.learn_apart (see `jaxrl.sharding.NETS`).
+
     Raises:
-        ValueError: `config` cannot work (see `check_config`).
+        ValueError: `config` cannot work (see `check_config`), or the networks cannot learn apart.
 
     Warns:
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
     """
     check_config(config, env, env_params)
+    sharding.check_apart(config.learn_apart, net_axis)
     # swept reals may come as float64 where x64 is on; the loop's carry is float32
     config = jax.tree.map(
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
@@ -301,6 +317,11 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             obs = normalize.normalize(obs_stats, obs)
         return spaces.flat(obs, obs_shape)
 
+    def init_optimizer(params: dict[str, Any]) -> Any:
+        if config.learn_apart:
+            return {name: optimizer.init({name: net}) for name, net in params.items()}
+        return optimizer.init(params)
+
     def init(key: jax.Array) -> TrainState:
         key, key_policy, key_value, key_env = draws.split(key, 4)
         actors = rollout.reset(env, env_params, key_env, config.num_envs)
@@ -312,7 +333,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         }
         return TrainState(
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=init_optimizer(params),
             obs_stats=obs_stats,
             return_stats=normalize.init(()) if config.normalize_reward else None,
             discounted_return=jnp.zeros(config.num_envs),
@@ -396,10 +417,14 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         left = 1.0 - state.num_updates / num_updates if config.anneal_learning_rate else 1.0
         learning_rate = config.learning_rate * left
 
-        def epoch(learner, keys):
-            key_shuffle, key_loss = keys
-            order = shuffle(key_shuffle, steps_per_update)
-            order = order.reshape(config.num_minibatches, -1)
+        orders = jax.lax.map(
+            lambda key: shuffle(key, steps_per_update).reshape(config.num_minibatches, -1),
+            draws.split(key_shuffle, config.num_epochs),
+        )
+        keys_loss = draws.split(key_loss, config.num_epochs)
+
+        def epoch(learner, inputs):
+            order, key_loss = inputs
 
             def one_minibatch(learner, inputs):
                 index, key = inputs
@@ -410,15 +435,22 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
                 one_minibatch, learner, (order, draws.split(key_loss, config.num_minibatches))
             )
 
-        (params, opt_state), metrics = jax.lax.scan(
-            epoch,
-            (state.params, state.opt_state),
-            (
-                draws.split(key_shuffle, config.num_epochs),
-                draws.split(key_loss, config.num_epochs),
-            ),
-        )
-        metrics = jax.tree.map(jnp.mean, metrics)
+        def learn(params, opt_state):
+            learner, metrics = jax.lax.scan(epoch, (params, opt_state), (orders, keys_loss))
+            return *learner, jax.tree.map(jnp.mean, metrics)
+
+        def learn_one(name):
+            params, opt_state, metrics = learn({name: state.params[name]}, state.opt_state[name])
+            metrics[f"{name}_grad_norm"] = metrics.pop("grad_norm")
+            return (params, {name: opt_state}), metrics
+
+        if config.learn_apart:
+            nets = [partial(learn_one, name) for name in state.params]
+            (mine, metrics), (others, more_metrics) = sharding.apart(nets, net_axis)
+            params, opt_state = (a | b for a, b in zip(mine, others, strict=True))
+            metrics |= more_metrics
+        else:
+            params, opt_state, metrics = learn(state.params, state.opt_state)
         metrics["learning_rate"] = jnp.asarray(learning_rate, jnp.float32)
         metrics["explained_variance"] = 1.0 - jnp.var(target - value) / (jnp.var(target) + 1e-8)
         metrics.update(ended.metrics())

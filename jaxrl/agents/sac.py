@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import draws, normalize, off_policy, spaces
+from jaxrl import draws, normalize, off_policy, sharding, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.distributions import Categorical, TanhNormal
 from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, init_two, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
-from jaxrl.types import Env, Metrics, Policy, Train
+from jaxrl.types import Env, Policy, Train
 
 
 @struct.dataclass
@@ -84,6 +84,9 @@ class Config:
     """Adam's epsilon."""
     normalize_obs: bool = struct.field(pytree_node=False, default=False)
     """Give observations running mean 0 and standard deviation 1."""
+    learn_apart: bool = struct.field(pytree_node=False, default=False)
+    """Let policy and temperature learn from the critics as they are before their gradient step, not
+    after it: then neither waits, and they learn at once where each has a device of its own."""
     hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     """Hidden layer widths of the policy and of each critic."""
     activation: str = struct.field(pytree_node=False, default="relu")
@@ -185,7 +188,9 @@ def get_policy(state: TrainState) -> Policy:
     return Policy(state.learner.policy, state.obs_stats)
 
 
-def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
+def make_train(
+    config: Config, env: Env, env_params: Any, net_axis: str | None = None
+) -> Train[TrainState]:
     """Return the whole training run, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
 
     `vmap` over keys trains many seeds; over real fields of `config` it sweeps them (see
@@ -198,6 +203,7 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
     """
     check_config(config, env, env_params)
+    sharding.check_apart(config.learn_apart, net_axis)
     # swept reals may come as float64 where x64 is on; the loop's carry is float32
     config = jax.tree.map(
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
@@ -296,55 +302,72 @@ def make_train(config: Config, env: Env, env_params: Any) -> Train[TrainState]:
             left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
-        # outside the loss: what is not differentiated must not pass through the backward pass
-        next_value, _ = value(
-            learner.policy, learner.target_critics, alpha, batch.next_obs, noise_next
-        )
-        target = batch.reward + batch.discount * next_value
-        (loss, (td_error, q)), critic_grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
-            learner.critics, batch, target, weight
-        )
-        updates, critic_opt = optimizer.update(critic_grads, learner.critic_opt)
-        critics = jax.tree.map(
-            lambda p, u: (p - rate * u).astype(p.dtype), learner.critics, updates
-        )
-        target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
+        def learn_critics():
+            # outside the loss: what is not differentiated must not pass through the backward pass
+            next_value, _ = value(
+                learner.policy, learner.target_critics, alpha, batch.next_obs, noise_next
+            )
+            target = batch.reward + batch.discount * next_value
+            (loss, (td_error, q)), grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
+                learner.critics, batch, target, weight
+            )
+            updates, critic_opt = optimizer.update(grads, learner.critic_opt)
+            critics = jax.tree.map(
+                lambda p, u: (p - rate * u).astype(p.dtype), learner.critics, updates
+            )
+            learnt = {"critics": critics, "critic_opt": critic_opt}
+            metrics = {
+                "critic_loss": loss,
+                "q": q.mean(),
+                "td_error": jnp.abs(td_error).mean(),
+                "critic_grad_norm": optax.tree.norm(grads),
+            }
+            return learnt, metrics, td_error.mean(0)
 
-        (policy_loss, entropy), policy_grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
-            learner.policy, critics, alpha, batch, noise
-        )
-        updates, policy_opt = optimizer.update(policy_grads, learner.policy_opt)
-        policy_rate = rate * config.actor_rate_factor
-        policy = jax.tree.map(
-            lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
-        )
+        def learn_policy(critics: Any):
+            (loss, entropy), grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
+                learner.policy, critics, alpha, batch, noise
+            )
+            updates, policy_opt = optimizer.update(grads, learner.policy_opt)
+            policy_rate = rate * config.actor_rate_factor
+            policy = jax.tree.map(
+                lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
+            )
+            log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
+            if config.learn_alpha:
+                alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
+                update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
+                log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
+            learnt = {
+                "policy": policy,
+                "policy_opt": policy_opt,
+                "log_alpha": log_alpha,
+                "alpha_opt": alpha_opt,
+            }
+            metrics = {
+                "policy_loss": loss,
+                "entropy": entropy.mean(),
+                "alpha": alpha,
+                "policy_grad_norm": optax.tree.norm(grads),
+            }
+            return learnt, metrics, jnp.zeros(())
 
-        log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
-        if config.learn_alpha:
-            alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
-            update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
-            log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
-        metrics: Metrics = {
-            "critic_loss": loss,
-            "policy_loss": policy_loss,
-            "q": q.mean(),
-            "td_error": jnp.abs(td_error).mean(),
-            "entropy": entropy.mean(),
-            "alpha": alpha,
-            "critic_grad_norm": optax.tree.norm(critic_grads),
-            "policy_grad_norm": optax.tree.norm(policy_grads),
-        }
+        if config.learn_apart:
+            both = sharding.apart([learn_critics, lambda: learn_policy(learner.critics)], net_axis)
+        else:
+            learnt = learn_critics()
+            both = [learnt, learn_policy(learnt[0]["critics"])]
+        (critic_half, metrics, td_error), (policy_half, more_metrics, _) = both
+        target_critics = optax.incremental_update(
+            critic_half["critics"], learner.target_critics, config.tau
+        )
         learner = Learner(
-            policy=policy,
-            critics=critics,
+            **critic_half,
+            **policy_half,
             target_critics=target_critics,
-            log_alpha=log_alpha,
-            policy_opt=policy_opt,
-            critic_opt=critic_opt,
-            alpha_opt=alpha_opt,
             num_gradient_steps=learner.num_gradient_steps + 1,
         )
-        return learner, metrics, td_error.mean(0)
+        return learner, metrics | more_metrics, td_error
 
     agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn)
     return off_policy.make_train(config, env, env_params, agent)

@@ -71,6 +71,28 @@ def test_gradient_is_clipped_by_its_global_norm():
     assert norm == pytest.approx(0.1 * 1e-3, rel=1e-3)  # mu = (1 - 0.9) * gradient
 
 
+def test_networks_that_learn_apart_are_clipped_each_for_itself():
+    config = SMALL.replace(num_epochs=1, num_minibatches=1, max_grad_norm=1e-3, learn_apart=True)
+    state, metrics = cartpole(config).run(cartpole(config).init(jax.random.key(0)), 1)
+    for name in ("policy", "value"):
+        assert metrics[f"{name}_grad_norm"][0] > 1e-2  # as it was before clipping
+        mu = state.opt_state[name][1].mu
+        assert jnp.linalg.norm(mu) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_learning_apart_is_learning_together_where_nothing_is_clipped():
+    config = SMALL.replace(max_grad_norm=1e6)
+    together, found = jax.jit(cartpole(config))(jax.random.key(3))
+    apart, others = jax.jit(cartpole(config.replace(learn_apart=True)))(jax.random.key(3))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        together.params,
+        apart.params,
+    )
+    for name in found.keys() - {"grad_norm"}:
+        np.testing.assert_allclose(found[name], others[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 # promises -----------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,28 @@ def test_one_gradient_step_follows_the_equations():
     )
 
 
+@pytest.mark.parametrize("learn_apart", [False, True])
+def test_the_policy_learns_from_new_critics_or_apart_from_the_old(learn_apart):
+    """One gradient step with critics that move, beside one with critics that stay as they were."""
+    once = dict(train_every=1, num_gradient_steps=1, num_envs=1, num_steps=1, batch_size=1)
+    once |= dict(learning_starts=1, total_steps=2, learn_apart=learn_apart)
+    rate, tiny = 3e-2, 1e-9
+
+    def policy_gradient(**settings):
+        """Adam's first moment, and how far the critics moved."""
+        train = checks.pendulum(sac, **once, **settings)
+        state = jax.jit(train.init)(jax.random.key(0))
+        learner = jax.jit(train.update)(state)[0].learner
+        moved = jax.tree.map(lambda a, b: a - b, learner.critics, state.learner.critics)
+        return learner.policy_opt[1].mu, max(np.abs(x).max() for x in jax.tree.leaves(moved))
+
+    moving, how_far = policy_gradient(learning_rate=rate)
+    still, not_far = policy_gradient(learning_rate=tiny, actor_rate_factor=rate / tiny)
+    assert how_far > 1e-2
+    assert not_far < 1e-6
+    assert np.allclose(moving, still, rtol=1e-3, atol=1e-7) == learn_apart
+
+
 # promises -----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The comparison with other libraries: sums by hand, failures that are rows, runs that are kept."""
 
+import dataclasses
 import json
 import sys
 
@@ -119,6 +120,32 @@ def test_resume_keeps_what_is_of_the_same_settings(bench):
     measured.task(changed)
     assert [seed for _, _, seed in calls] == [0, 10, 20]  # of the other alone
     assert "run_jaxrl" not in {module for _, module, _ in calls}
+
+
+def test_what_is_skipped_stays_as_it_was_and_says_so(bench):
+    measured, calls = bench
+    measured.task(TASK)
+    calls.clear()
+    again = peers.Bench(dataclasses.replace(measured.options, skip=("oth",)), measured.result)
+    again.series = "another"
+    again.task(TASK)
+    assert {module for _, module, _ in calls} == {"benchmarks._peers.run_jaxrl"}
+    mine, theirs, _ = json.loads(measured.options.file.read_text())["rows"]["a_task"]
+    assert theirs["processes"] == 2
+    assert theirs["note"].endswith("; not measured in alternation with ours, but before or after")
+    assert "alternation" not in mine["note"]
+    again.options.skip = ()
+    again.task(TASK)
+    _, theirs, _ = json.loads(measured.options.file.read_text())["rows"]["a_task"]
+    assert theirs["note"] == "its differences"
+
+
+def test_another_row_of_ours_is_no_rival():
+    one = run(0, [1.01])
+    task = stored([run(0, [1.0])], [run(0, [3.0])])
+    task["entries"].append({"who": tasks.ONE_DEVICE, "differences": ""})
+    task["runs"][tasks.ONE_DEVICE] = [one]
+    assert verdict(task).startswith("other takes 3.00 times as long as ours")
 
 
 def test_what_cannot_be_installed_is_a_row_that_says_why(bench, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 
 from jaxrl import policy, sinks
 from tests.train.same_runs import assert_same, rows_of
-from train import _devices
+from train import _cli, _devices
 
 SMALL = [
     *("--eval-episodes", "4", "--eval-every-episodes", "2", "--no-animate", "--no-progress"),
@@ -117,13 +117,62 @@ def test_environments_on_two_devices_learn_the_same(agent, tmp_path):
     steps = {"ppo": 1280, "sac": 320}[agent]
     for name, more in {"one": EXACT, "two": ("--env-devices", 2)}.items():
         assert train(agent, tmp_path, name, "--total-steps", steps, *more) == 0
-    rows = [rows_of(tmp_path / name / "metrics.csv") for name in ("one", "two")]
+    assert_alike(tmp_path)
+
+
+def assert_alike(runs):
+    """The runs `one` and `two` end alike, but for rounding."""
+    rows = [rows_of(runs / name / "metrics.csv") for name in ("one", "two")]
     assert len(rows[0]) == 20
     values = [[float(x) for r in some[-2:] for x in r.values() if x] for some in rows]
     np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
-    paths = [tmp_path / name / "policies" / "seed_1.msgpack" for name in ("one", "two")]
+    paths = [runs / name / "policies" / "seed_1.msgpack" for name in ("one", "two")]
     policies = [policy.read_policy(path).policy for path in paths]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *policies)
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "learn_apart", "expected"),
+    [
+        ({"num_seeds": 1}, 2, True, (1, 2)),
+        ({"num_seeds": 1}, 2, False, (1, 1)),
+        ({"num_seeds": 1}, 1, True, (1, 1)),
+        ({"num_seeds": 2}, 2, True, (2, 1)),  # seeds first: they need not talk
+        ({"num_seeds": 2}, 4, True, (2, 2)),
+        ({"num_seeds": 3}, 8, True, (3, 2)),
+        ({"num_seeds": 4, "net_devices": 2}, 4, True, (2, 2)),
+        ({"num_seeds": 1, "net_devices": 1}, 2, True, (1, 1)),
+    ],
+)
+def test_cores_that_seeds_leave_are_for_networks(given, cores, learn_apart, expected, monkeypatch):
+    made = []
+    monkeypatch.setattr(_devices, "num_cores", lambda: cores)
+    monkeypatch.setattr(_devices, "only_cpu", lambda: True)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("PJRT_NPROC", "1")
+
+    class Config:
+        jax_num_cpu_devices = -1
+
+        def update(self, name, value):
+            made.append(value)
+
+    monkeypatch.setattr(_devices.jax, "config", Config())
+    default = _devices.make_cpu_devices(_cli.Options(**given), learn_apart=learn_apart)
+    assert (default.seeds, default.nets) == expected
+    assert made == ([expected[0] * expected[1]] if max(expected) > 1 else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+def test_networks_on_two_devices_are_the_run_of_one(agent, tmp_path):
+    steps = {"ppo": 1280, "sac": 320}[agent]  # ten updates: later, rounding may have grown
+    apart = ("--learn-apart", "--seed-devices", 1, "--total-steps", steps, *EXACT)
+    assert train(agent, tmp_path, "one", *apart) == 0
+    assert train(agent, tmp_path, "two", *apart, "--net-devices", 2) == 0
+    assert_alike(tmp_path)
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (summary["seed_devices"], summary["net_devices"]) == (1, 2)
 
 
 @pytest.fixture
@@ -175,6 +224,13 @@ def test_a_run_stopped_on_two_devices_goes_on_on_one(one, stopped, tmp_path, cap
         (
             ["--seed-devices", "2", "--env-devices", "8"],
             "2 * 8 = 16, but there are 8 cpu device(s)",
+        ),
+        (["--net-devices", "3"], "net_devices = 3 must be 1 or 2"),
+        (["--net-devices", "2"], "net_devices = 2 needs --learn-apart"),
+        (["--net-devices", "2", "--learn-apart", "--env-devices", "2"], "one of them must be 1"),
+        (
+            ["--net-devices", "2", "--learn-apart", "--seed-devices", "8", "--num-seeds", "8"],
+            "seed_devices * net_devices = 8 * 2 = 16, but there are 8 cpu device(s)",
         ),
         (["--env-devices", "3"], "num_envs = 4 must be a multiple of env_devices = 3"),
     ],
