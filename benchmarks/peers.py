@@ -39,6 +39,7 @@ import tyro
 from benchmarks._peers import install, process, tasks
 from benchmarks._peers.tasks import OURS, Entry, Quoted, Task, is_ours
 
+ANOTHER_TIME = "not measured in alternation with ours, but before or after"
 RESULTS = Path(__file__).parent / "results"
 PLOT = Path(__file__).parents[1] / "docs" / "peers.png"
 
@@ -302,7 +303,7 @@ def row(
     compiling = [run["compile_s"] for run in done if "compile_s" in run]
     note = entry["differences"]
     if {run.get("series") for run in done} - {run.get("series") for run in ours}:
-        note += "; " * bool(note) + "not measured in alternation with ours, but before or after"
+        note += "; " * bool(note) + ANOTHER_TIME
     return {
         "who": entry["who"],
         "kind": "measured" if whole else "extrapolated",

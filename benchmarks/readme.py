@@ -118,6 +118,7 @@ def training_rows(title: str, found: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| {name} | {r['who']}: did not run | | | | |")
             continue
         who = f"**{r['who']}**" if r["who"] == OURS else f"{r['who']}{marks[r['kind']]}"
+        who += ", at another time" if r.get("note", "").endswith(peers.ANOTHER_TIME) else ""
         times = peers.number(r.get("times_ours"))
         low = "" if r.get("learned") is not False else ", below the bar"
         lines.append(

@@ -14,9 +14,11 @@ from jaxrl.networks import (
     MIN_SAMPLES,
     MLP,
     TILE,
+    TRANSPOSED_ROWS,
     CriticNet,
     PolicyNet,
     ValueNet,
+    dense_product,
     init_two,
     two_values,
 )
@@ -40,6 +42,32 @@ def test_mlp_shape_and_parameter_count():
 def test_hidden_weights_are_orthogonal_with_gain_sqrt_two():
     kernel = MLP((5,), 1).init(jax.random.key(0), OBS)["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(5), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [TRANSPOSED_ROWS[0] - 1, *TRANSPOSED_ROWS[::64], 257])
+def test_gradients_of_a_layer_by_hand_however_its_product_is_made(rows):
+    x, kernel, g = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(
+            jax.random.split(jax.random.key(0), 3),
+            [(2, rows, 5), (2, 5, 3), (2, rows, 3)],
+            strict=True,
+        )
+    )
+    dims = (((1,), (0,)), ((), ()))
+
+    def weighed(x, kernel, g):
+        return (dense_product(x, kernel, dims) * g).sum()
+
+    gradient = jax.grad(weighed, argnums=(0, 1))
+    many = jax.jit(jax.vmap(gradient))(x, kernel, g)  # seeds side by side
+    one = jax.jit(gradient)(x[1], kernel[1], g[1])
+    by_hand = np.float64(g[1]) @ np.float64(kernel[1]).T, np.float64(x[1]).T @ np.float64(g[1])
+    for found in (one, [of_both[1] for of_both in many]):
+        for a, b in zip(found, by_hand, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    copied = "optimization_barrier" in str(jax.make_jaxpr(gradient)(x[0], kernel[0], g[0]))
+    assert copied == (rows in TRANSPOSED_ROWS)
 
 
 @pytest.mark.parametrize("batch", [(), (MIN_SAMPLES - 1,), (3, MIN_SAMPLES)])

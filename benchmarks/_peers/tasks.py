@@ -153,7 +153,7 @@ def _ppo_cartpole(num_seeds: int, steps: int, wanted: float | None) -> Task:
                 "kwargs": given,
             }
             more = "; its value loss is not clipped" if library == "sbx" else ""
-            entries.append(Entry(name, "sb3", settings, "sb3", GYM + more, max_repeats=2))
+            entries.append(Entry(name, "sb3", settings, "sb3", GYM + more, max_repeats=5))
         quoted = [
             Quoted("purejaxrl", 1.94, "rejax 0.1.3", 1.85),
             Quoted("Stoix", 3.5, "rejax 0.1.3", 1.85),
@@ -253,7 +253,7 @@ def _ppo_pendulum() -> Task:
                 REJAX_PPO + "; real actions are in the environment's units (ours: in half-widths "
                 "of the bounds)",
             ),
-            Entry("Stable-Baselines3 2.9.2", "sb3", host, "sb3", GYM, max_repeats=1),
+            Entry("Stable-Baselines3 2.9.2", "sb3", host, "sb3", GYM, max_repeats=5),
         ),
         bar=-300.0,
         wanted=1.5,
