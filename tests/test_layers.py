@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "envs": {"envs"},
     "jaxrl.agents": {
+        "jaxrl.apart",
         "jaxrl.checks",
         "jaxrl.distributions",
         "jaxrl.draws",
@@ -39,10 +40,11 @@ ALLOWED = {
     "jaxrl.replay": {"jaxrl.returns", "jaxrl.types"},
     "jaxrl.networks": {"jaxrl.distributions", "jaxrl.draws", "jaxrl.spaces"},
     "jaxrl.planning": {"jaxrl.checks"},
-    "jaxrl.sharding": {"jaxrl.checks", "jaxrl.types"},
+    "jaxrl.sharding": {"jaxrl.apart", "jaxrl.checks", "jaxrl.types"},
     "jaxrl.rollout": {"jaxrl.checks", "jaxrl.draws", "jaxrl.types"},
     "jaxrl.cost": {"jaxrl.checks", "jaxrl.cost"},
     "jaxrl.checkpoint": {"jaxrl.checks"},
+    "jaxrl.apart": set(),
     "jaxrl.checks": set(),
     "jaxrl.distributions": {"jaxrl.draws"},
     "jaxrl.draws": set(),

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxrl import checkpoint
+from jaxrl import apart, checkpoint
 from jaxrl.agents import ppo, sac
-from jaxrl.sharding import NETS, SpreadTrain, apart, make_mesh, spread
+from jaxrl.apart import NETS
+from jaxrl.sharding import SpreadTrain, make_mesh, spread
 
 ROOT = Path(__file__).parents[1]
 NUM_ENVS, UPDATES = 16, 10
@@ -139,7 +140,7 @@ def test_networks_on_two_devices_learn_as_on_one(name):
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
-        # alike to the last bit here; XLA might fuse otherwise elsewhere
+        # PPO's to the last bit here; in SAC XLA fuses otherwise
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -147,7 +148,7 @@ def in_two(parts, num: int = 2):
     """The results of the parts on `num` devices, an axis of devices first."""
     mesh = make_mesh(num_net_devices=num)
     run = jax.shard_map(
-        lambda: jax.tree.map(lambda x: x[None], apart(parts, NETS)),
+        lambda: jax.tree.map(lambda x: x[None], apart.call(parts, NETS)),
         mesh=mesh,
         in_specs=(),
         out_specs=P(NETS),
@@ -160,7 +161,7 @@ def test_apart_hands_every_device_the_bits_of_all_parts():
     odd = jnp.array([-0.0, jnp.nan, jnp.inf, 1e-42, -3.5], jnp.float32)
     more = jnp.array([1, -7], jnp.int16), jnp.array([True, False]), jnp.uint8(200)
     parts = [lambda: (odd, {"a": more}), lambda: (jnp.int32(-(2**31)), {"b": odd[::-1]})]
-    expected = apart(parts, None)
+    expected = apart.call(parts, None)
     found = in_two(parts)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert a.dtype == b.dtype

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxrl import sharding
+from jaxrl.apart import NETS
 from jaxrl.sharding import SpreadTrain
 from jaxrl.types import Train
 
@@ -196,7 +197,7 @@ def told(spread: SpreadTrain) -> str:
         return ""
     processes = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
     shape = spread.mesh.shape
-    seeds, envs, nets = (shape[name] for name in (sharding.SEEDS, sharding.ENVS, sharding.NETS))
+    seeds, envs, nets = (shape[name] for name in (sharding.SEEDS, sharding.ENVS, NETS))
     cut = f" (seeds over {seeds}, environments over {envs})" if envs > 1 else ""
     cut = f" (seeds over {seeds}, networks over {nets})" if nets > 1 else cut
     return f" on {spread.mesh.size} devices{processes}{cut}"

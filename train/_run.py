@@ -41,9 +41,10 @@ from rich.markup import escape
 
 import jaxrl
 from jaxrl import policy, sinks, spaces
+from jaxrl.apart import NETS
 from jaxrl.cost.energy import EnergyMeter
 from jaxrl.replay import device_memory
-from jaxrl.sharding import ENVS, NETS, SEEDS, SpreadTrain
+from jaxrl.sharding import ENVS, SEEDS, SpreadTrain
 from jaxrl.sinks import Chunk, Sink
 from jaxrl.types import Train
 from train import _checkpoint, _cli, _cost, _devices, _folder, _memory, _processes, _report

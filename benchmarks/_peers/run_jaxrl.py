@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from benchmarks._peers import measure
 from jaxrl import rollout, sharding, spaces
+from jaxrl.apart import NETS
 from train import _devices, _memory
 
 CHUNKS = 10  # of a run over several devices, or up to twice as many
@@ -42,7 +43,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     if "hidden" in config:
         config["hidden"] = tuple(config["hidden"])
     config = agent.Config(**config)
-    run = agent.make_train(config, env, params, *([sharding.NETS] if apart else []))
+    run = agent.make_train(config, env, params, *([NETS] if apart else []))
     act = agent.make_act(config, *spaces.read(env, params))
     best = settings["agent"] == "dqn"
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import draws, normalize, rollout, sharding, spaces
+from jaxrl import apart, draws, normalize, rollout, spaces
 from jaxrl.checks import check_choice, check_count, check_flags, check_real, check_widths
 from jaxrl.networks import ACTIVATIONS, PolicyNet, ValueNet
 from jaxrl.normalize import RunningStats
@@ -277,7 +277,7 @@ def make_train(
     Metrics have a leading axis (num_updates,); those of episodes are NaN where none ended.
 
     `net_axis` names a mesh axis of two devices, inside of `jax.shard_map`, over which the networks
-    learn apart; it needs config.learn_apart (see `jaxrl.sharding.NETS`).
+    learn apart; it needs config.learn_apart (see `jaxrl.apart.NETS`).
 
     Raises:
         ValueError: `config` cannot work (see `check_config`), or the networks cannot learn apart.
@@ -286,7 +286,7 @@ def make_train(
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
     """
     check_config(config, env, env_params)
-    sharding.check_apart(config.learn_apart, net_axis)
+    apart.check(config.learn_apart, net_axis)
     # swept reals may come as float64 where x64 is on; the loop's carry is float32
     config = jax.tree.map(
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
@@ -417,14 +417,15 @@ def make_train(
         left = 1.0 - state.num_updates / num_updates if config.anneal_learning_rate else 1.0
         learning_rate = config.learning_rate * left
 
-        orders = jax.lax.map(
-            lambda key: shuffle(key, steps_per_update).reshape(config.num_minibatches, -1),
+        keys = (
             draws.split(key_shuffle, config.num_epochs),
+            draws.split(key_loss, config.num_epochs),
         )
-        keys_loss = draws.split(key_loss, config.num_epochs)
 
-        def epoch(learner, inputs):
-            order, key_loss = inputs
+        def epoch(learner, keys):
+            key_shuffle, key_loss = keys
+            order = shuffle(key_shuffle, steps_per_update)
+            order = order.reshape(config.num_minibatches, -1)
 
             def one_minibatch(learner, inputs):
                 index, key = inputs
@@ -436,7 +437,7 @@ def make_train(
             )
 
         def learn(params, opt_state):
-            learner, metrics = jax.lax.scan(epoch, (params, opt_state), (orders, keys_loss))
+            learner, metrics = jax.lax.scan(epoch, (params, opt_state), keys)
             return *learner, jax.tree.map(jnp.mean, metrics)
 
         def learn_one(name):
@@ -446,7 +447,7 @@ def make_train(
 
         if config.learn_apart:
             nets = [partial(learn_one, name) for name in state.params]
-            (mine, metrics), (others, more_metrics) = sharding.apart(nets, net_axis)
+            (mine, metrics), (others, more_metrics) = apart.call(nets, net_axis)
             params, opt_state = (a | b for a, b in zip(mine, others, strict=True))
             metrics |= more_metrics
         else:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import draws, normalize, off_policy, sharding, spaces
+from jaxrl import apart, draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
 from jaxrl.distributions import Categorical, TanhNormal
 from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, init_two, two_values
@@ -203,7 +203,7 @@ def make_train(
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
     """
     check_config(config, env, env_params)
-    sharding.check_apart(config.learn_apart, net_axis)
+    apart.check(config.learn_apart, net_axis)
     # swept reals may come as float64 where x64 is on; the loop's carry is float32
     config = jax.tree.map(
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x, config
@@ -302,7 +302,7 @@ def make_train(
             left = 1.0 - learner.num_gradient_steps.astype(jnp.float32) / all_gradient_steps
         rate = config.learning_rate * left
 
-        def learn_critics():
+        def gradient_of_critics():
             # outside the loss: what is not differentiated must not pass through the backward pass
             next_value, _ = value(
                 learner.policy, learner.target_critics, alpha, batch.next_obs, noise_next
@@ -311,60 +311,61 @@ def make_train(
             (loss, (td_error, q)), grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
                 learner.critics, batch, target, weight
             )
-            updates, critic_opt = optimizer.update(grads, learner.critic_opt)
-            critics = jax.tree.map(
-                lambda p, u: (p - rate * u).astype(p.dtype), learner.critics, updates
-            )
-            learnt = {"critics": critics, "critic_opt": critic_opt}
             metrics = {
                 "critic_loss": loss,
                 "q": q.mean(),
                 "td_error": jnp.abs(td_error).mean(),
                 "critic_grad_norm": optax.tree.norm(grads),
             }
-            return learnt, metrics, td_error.mean(0)
+            return grads, metrics, td_error.mean(0)
 
-        def learn_policy(critics: Any):
+        def gradients_of_policy_and_alpha(critics: Any):
             (loss, entropy), grads = jax.value_and_grad(loss_of_policy, has_aux=True)(
                 learner.policy, critics, alpha, batch, noise
             )
-            updates, policy_opt = optimizer.update(grads, learner.policy_opt)
-            policy_rate = rate * config.actor_rate_factor
-            policy = jax.tree.map(
-                lambda p, u: (p - policy_rate * u).astype(p.dtype), learner.policy, updates
-            )
-            log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
-            if config.learn_alpha:
-                alpha_grad = jax.grad(alpha_loss)(log_alpha, entropy, target_entropy)
-                update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
-                log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
-            learnt = {
-                "policy": policy,
-                "policy_opt": policy_opt,
-                "log_alpha": log_alpha,
-                "alpha_opt": alpha_opt,
-            }
             metrics = {
                 "policy_loss": loss,
                 "entropy": entropy.mean(),
                 "alpha": alpha,
                 "policy_grad_norm": optax.tree.norm(grads),
             }
-            return learnt, metrics, jnp.zeros(())
+            alpha_grad = jax.grad(alpha_loss)(learner.log_alpha, entropy, target_entropy)
+            return (grads, alpha_grad), metrics, None
+
+        def step(params: Any, grads: Any, opt_state: optax.OptState, rate: Any):
+            updates, opt_state = optimizer.update(grads, opt_state)
+            params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates)
+            return params, opt_state
 
         if config.learn_apart:
-            both = sharding.apart([learn_critics, lambda: learn_policy(learner.critics)], net_axis)
+            of_critics, of_policy = apart.call(
+                [gradient_of_critics, lambda: gradients_of_policy_and_alpha(learner.critics)],
+                net_axis,
+            )
+            critics, critic_opt = step(learner.critics, of_critics[0], learner.critic_opt, rate)
         else:
-            learnt = learn_critics()
-            both = [learnt, learn_policy(learnt[0]["critics"])]
-        (critic_half, metrics, td_error), (policy_half, more_metrics, _) = both
-        target_critics = optax.incremental_update(
-            critic_half["critics"], learner.target_critics, config.tau
+            of_critics = gradient_of_critics()
+            critics, critic_opt = step(learner.critics, of_critics[0], learner.critic_opt, rate)
+            of_policy = gradients_of_policy_and_alpha(critics)
+        _, metrics, td_error = of_critics
+        (policy_grads, alpha_grad), more_metrics, _ = of_policy
+
+        target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
+        policy, policy_opt = step(
+            learner.policy, policy_grads, learner.policy_opt, rate * config.actor_rate_factor
         )
+        log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
+        if config.learn_alpha:
+            update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
+            log_alpha = log_alpha - rate * config.alpha_rate_factor * cast(jax.Array, update)
         learner = Learner(
-            **critic_half,
-            **policy_half,
+            policy=policy,
+            critics=critics,
             target_critics=target_critics,
+            log_alpha=log_alpha,
+            policy_opt=policy_opt,
+            critic_opt=critic_opt,
+            alpha_opt=alpha_opt,
             num_gradient_steps=learner.num_gradient_steps + 1,
         )
         return learner, metrics | more_metrics, td_error
