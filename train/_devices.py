@@ -42,6 +42,14 @@ class Default:
     nets: int = 1
 
 
+def default_devices(
+    num_seeds: int, learn_apart: bool, seeds: int | None = None, nets: int | None = None
+) -> Default:
+    """A device for each core, for the seeds first; `seeds` and `nets` where they are given."""
+    seeds = seeds or most_devices(num_seeds, num_cores() // (nets or 1))
+    return Default(seeds, nets or (2 if learn_apart and num_cores() >= 2 * seeds else 1))
+
+
 def make_cpu_devices(
     options: "Options", num_processes: int = 1, learn_apart: bool = False
 ) -> Default:
@@ -61,11 +69,9 @@ def make_cpu_devices(
     there = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009  (types know it not)
     default = Default()
     if num_processes == options.env_devices == 1 and there <= 0 and only_cpu():
-        nets = options.net_devices or 1
-        seeds = options.seed_devices or most_devices(options.num_seeds, num_cores() // nets)
-        if options.net_devices is None and learn_apart and num_cores() >= 2 * seeds:
-            nets = 2
-        default = Default(seeds, nets)
+        default = default_devices(
+            options.num_seeds, learn_apart, options.seed_devices, options.net_devices
+        )
     asked = (options.seed_devices or default.seeds) * options.env_devices // num_processes
     asked *= options.net_devices or default.nets
     if asked > max(1, there):

@@ -26,6 +26,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -368,7 +369,11 @@ def execute_locked(run: Run, console: Console) -> int:
 def count_cost(run: Run) -> _cost.RunCost:
     """Count what a seed costs, whatever devices share it."""
     env, params = run.setup.env, run.setup.params
-    train = run.agent.make_train(run.config, env, params)
+    train = run.train
+    if run.spread.mesh.shape[NETS] > 1:  # what has a mesh axis cannot be traced without one
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told when the run was made
+            train = run.agent.make_train(run.config, env, params)
     return _cost.count_run(run.agent, run.config, env, params, train)
 
 

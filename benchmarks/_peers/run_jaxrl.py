@@ -30,10 +30,9 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as `settings` say: agent, env, config, num_seeds, num_runs, first_seed."""
     _devices.use_one_thread()
     num_seeds, config = settings["num_seeds"], settings["config"]
-    num_seed_devices = _devices.most_devices(num_seeds, _devices.num_cores())
-    apart = config.get("learn_apart", False) and _devices.num_cores() >= 2 * num_seed_devices
-    num_net_devices = 2 if apart else 1
-    jax.config.update("jax_num_cpu_devices", num_seed_devices * num_net_devices)
+    devices = _devices.default_devices(num_seeds, config.get("learn_apart", False))
+    apart = devices.nets > 1
+    jax.config.update("jax_num_cpu_devices", devices.seeds * devices.nets)
     from train._envs import make_env  # computes: after the devices are made
     from train._run import machine
 
@@ -59,7 +58,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         )
         return episodes.returns.mean()
 
-    mesh = sharding.make_mesh(num_seed_devices, num_net_devices=num_net_devices)
+    mesh = sharding.make_mesh(devices.seeds, num_net_devices=devices.nets)
     spread = sharding.spread(run, mesh, 1)
 
     def in_chunks(keys: Any) -> Callable[[Any], Any]:

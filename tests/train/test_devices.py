@@ -8,14 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
+import gymnax
 import jax
 import numpy as np
 import pytest
 
-from jaxrl import policy, sinks
+from jaxrl import policy, sharding, sinks
+from jaxrl.agents import ppo
+from jaxrl.apart import NETS
 from tests.train.same_runs import assert_same, rows_of
-from train import _cli, _devices
+from train import _cli, _cost, _devices, _run
 
 SMALL = [
     *("--eval-episodes", "4", "--eval-every-episodes", "2", "--no-animate", "--no-progress"),
@@ -161,6 +167,29 @@ def test_cores_that_seeds_leave_are_for_networks(given, cores, learn_apart, expe
     default = _devices.make_cpu_devices(_cli.Options(**given), learn_apart=learn_apart)
     assert (default.seeds, default.nets) == expected
     assert made == ([expected[0] * expected[1]] if max(expected) > 1 else [])
+
+
+@pytest.mark.parametrize("nets", [1, 2])
+def test_the_cost_is_that_of_one_device_and_no_note_is_told_twice(nets):
+    env, params = gymnax.make("CartPole-v1")
+    config = ppo.Config(total_steps=100, num_envs=2, num_steps=8, hidden=(4,), learn_apart=True)
+    with pytest.warns(UserWarning, match="not a multiple"):
+        alone = ppo.make_train(config, env, params)
+    with pytest.warns(UserWarning, match="not a multiple"):
+        train = ppo.make_train(config, env, params, NETS if nets == 2 else None)
+    run = _run.Run(
+        ppo,
+        _cli.Options(),
+        config,
+        SimpleNamespace(env=env, params=params),
+        sharding.spread(train, sharding.make_mesh(num_net_devices=nets), config.num_envs),
+        Path(),
+        "",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counted = _run.count_cost(run)
+    assert counted == _cost.count_run(ppo, config, env, params, alone)
 
 
 @pytest.mark.slow
