@@ -11,6 +11,9 @@ So there are num_gradient_steps / (train_every * num_envs) gradient steps to an 
 Nothing is learnt before `learning_starts` environment steps are stored. An agent brings what is its
 own: the networks (`init`), its way to act (`explore`), its losses (`learn`).
 
+An agent may make something for a batch before its turn (`Agent.prepare`): then the batches of a
+round are sampled in the round before, and are a round old when they are learnt from.
+
 What is random is drawn for many rounds at once: a handful of numbers costs almost as much.
 """
 
@@ -74,6 +77,7 @@ class TrainState:
     key: jax.Array
     num_updates: jax.Array  # () int32
     noise: Any = None  # the agent's, see `Noise`
+    batches: Batch | None = None  # of the next round (num_gradient_steps, ...), see `Agent.prepare`
 
     @property
     def params(self) -> Any:
@@ -136,6 +140,10 @@ class Agent:
     step; weight (batch,) is 1 without priorities; drawn is its own."""
     noise: Noise | None = None
     """Exploration that remembers."""
+    prepare: Callable[[Any, Batch, Any], Any] | None = None
+    """`prepare(learner, batch, drawn) -> learner`: make what `learn` needs of the batch that is
+    next. It is called before the first gradient step; afterwards `learn`, which then gets the
+    following batch as a fifth argument, does it on its way. Not with priorities."""
 
 
 def check_config(config: Settings) -> None:
@@ -171,12 +179,18 @@ def num_steps_run(config: Settings) -> int:
     return -(-config.total_steps // steps_per_update) * steps_per_update
 
 
-def num_gradient_steps(config: Settings) -> int:
-    """Gradient steps of the whole run."""
+def num_gradient_steps(config: Settings, prepares: bool = False) -> int:
+    """Gradient steps of the whole run, of an agent that has `Agent.prepare` or has not."""
     steps_per_round = config.train_every * config.num_envs
-    # the first round that learns is the one after which learning_starts steps are stored
-    waiting = max(0, -(-config.learning_starts // steps_per_round) - 1)
-    return (num_steps_run(config) // steps_per_round - waiting) * config.num_gradient_steps
+    rounds = num_steps_run(config) // steps_per_round - _first_round(config, prepares)
+    return max(0, rounds) * config.num_gradient_steps
+
+
+def _first_round(config: Settings, prepares: bool) -> int:
+    """Index of the first round that learns: after it learning_starts steps are stored."""
+    steps_per_round = config.train_every * config.num_envs
+    # a batch that is prepared was sampled in the round before
+    return max(int(prepares), -(-config.learning_starts // steps_per_round) - 1)
 
 
 def adam(max_grad_norm: Any, eps: Any) -> optax.GradientTransformation:
@@ -277,7 +291,7 @@ def make_train(
 
         _, _, (transition, _) = jax.eval_shape(first_step)
         buffer = replay.init(transition, config.buffer_size)
-        return TrainState(
+        state = TrainState(
             learner=learner,
             obs_stats=obs_stats,
             replay=buffer,
@@ -287,6 +301,12 @@ def make_train(
             num_updates=jnp.zeros((), jnp.int32),
             noise=noise,
         )
+        if agent.prepare is None:
+            return state
+        place = jax.ShapeDtypeStruct((config.num_gradient_steps, config.batch_size), jnp.int32)
+        shapes = jax.eval_shape(batch_at, state, place)
+        none_yet = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return replace(state, batches=none_yet)
 
     def batch_at(state: TrainState, place: jax.Array) -> Batch:
         batch = replay.take(state.replay, place, config.gamma, config.n_step)
@@ -298,20 +318,33 @@ def make_train(
         weight = jnp.ones(config.batch_size, jnp.float32)
 
         def one(learner, inputs):
-            batch, drawn = inputs
-            learner, metrics, _ = agent.learn(learner, batch, weight, drawn)
+            batch, drawn, *following = inputs
+            learner, metrics, _ = agent.learn(learner, batch, weight, drawn, *following)
             return learner, metrics
 
+        # nothing is written meanwhile: take all batches at once
+        def take():
+            return batch_at(state, replay.places(state.replay, drawn.sample))
+
+        batches, following = state.batches, ()
+        if agent.prepare is not None:
+            new = take()
+            state = replace(state, batches=new)
+            following = (jax.tree.map(lambda x, y: jnp.concatenate([x[1:], y[:1]]), batches, new),)
+
         def learn():
-            # nothing is written meanwhile: take all batches at once
-            batches = batch_at(state, replay.places(state.replay, drawn.sample))
-            learner, metrics = jax.lax.scan(one, state.learner, (batches, drawn.learn))
+            inputs = (take() if batches is None else batches, drawn.learn, *following)
+            learner, metrics = jax.lax.scan(one, state.learner, inputs)
             return learner, jax.tree.map(lambda x: x.sum(0), metrics)
 
         _, shapes = jax.eval_shape(learn)
 
         def wait():
-            return state.learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            learner = state.learner
+            if agent.prepare is not None:
+                last = jax.tree.map(lambda x: x[-1], (*following, drawn.learn))
+                learner = agent.prepare(learner, *last)
+            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         # the cond gives only the learner: under vmap it may become a select
         learner, metrics = jax.lax.cond(num_gradient_steps > 0, learn, wait)
@@ -373,7 +406,7 @@ def make_train(
             state = replace(state, obs_stats=normalize.update(state.obs_stats, transitions.obs))
 
         stored = env_steps + steps_per_round
-        starts = stored >= config.learning_starts
+        starts = index >= _first_round(config, agent.prepare is not None)
         num_gradient_steps = jnp.where(starts, config.num_gradient_steps, 0)
         if priority is None:
             state, metrics = learn_uniform(state, for_learning, num_gradient_steps)

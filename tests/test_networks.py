@@ -20,6 +20,8 @@ from jaxrl.networks import (
     ValueNet,
     dense_product,
     init_two,
+    sigmoid,
+    silu,
     two_values,
 )
 from jaxrl.spaces import Box, Discrete
@@ -42,6 +44,26 @@ def test_mlp_shape_and_parameter_count():
 def test_hidden_weights_are_orthogonal_with_gain_sqrt_two():
     kernel = MLP((5,), 1).init(jax.random.key(0), OBS)["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(5), atol=1e-5)
+
+
+def test_sigmoid_and_silu_are_exact_to_float32():
+    x = jnp.concatenate([jnp.linspace(-87, 87, 100_001), jnp.linspace(-1, 1, 10_001)])
+    wide = np.float64(x)
+    exact = 1.0 / (1.0 + np.exp(-wide))
+    slope = exact * (1.0 + wide * (1.0 - exact))
+    ulp = np.finfo(np.float32).eps
+    np.testing.assert_allclose(jax.jit(sigmoid)(x), exact, rtol=80 * ulp)  # of exp(87): 60 of them
+    np.testing.assert_allclose(jax.jit(sigmoid)(x), exact, atol=2 * ulp)
+    np.testing.assert_allclose(jax.jit(silu)(x), wide * exact, rtol=2 * ulp, atol=4 * ulp)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(silu)))(x), slope, atol=8 * ulp)
+    twice = jax.vmap(jax.grad(jax.grad(silu))), jax.vmap(jax.grad(jax.grad(jax.nn.silu)))
+    np.testing.assert_allclose(*(jax.jit(f)(x) for f in twice), atol=16 * ulp)
+
+
+def test_silu_far_out_and_of_what_is_no_number():
+    far = jnp.array([jnp.inf, 1e30, 200.0, -200.0, -1e4, jnp.nan])
+    np.testing.assert_allclose(silu(far), [jnp.inf, 1e30, 200.0, 0.0, 0.0, jnp.nan], atol=1e-30)
+    assert np.isfinite(jax.vmap(jax.grad(silu))(far[1:-1])).all()
 
 
 @pytest.mark.parametrize("rows", [TRANSPOSED_ROWS[0] - 1, *TRANSPOSED_ROWS[::64], 257])

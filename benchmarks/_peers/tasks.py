@@ -487,7 +487,7 @@ def _sac_pendulum() -> Task:
     differences = (
         "first 256 actions drawn from the policy (ours: uniform); a time limit is a death; the "
         "critics learn from the new policy (ours: the policy from the new critics, with "
-        "--learn-apart each from the other before its step)"
+        "--learn-apart each from the other before its step, on batches sampled a step before)"
     )
     hosts = [
         Entry(name, "sb3", {**host, "library": library}, "sb3", GYM, max_repeats=1)

@@ -17,6 +17,7 @@ follows the gradient of eq. 18 with log alpha in alpha's place, as the authors' 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -31,6 +32,8 @@ from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, init_two, tw
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
 from jaxrl.types import Env, Policy, Train
+
+Act = tuple[jax.Array, ...]  # actions (B, size), log-probabilities (B,); discrete: all (B, n)
 
 
 @struct.dataclass
@@ -86,7 +89,9 @@ class Config:
     """Give observations running mean 0 and standard deviation 1."""
     learn_apart: bool = struct.field(pytree_node=False, default=False)
     """Let policy and temperature learn from the critics as they are before their gradient step, not
-    after it: then neither waits, and they learn at once where each has a device of its own."""
+    after it, and the new policy act for the critics' next batch, which is sampled a round before
+    it is learnt from: then neither waits, and they learn at once where each has a device of its
+    own, with equally much to do."""
     hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     """Hidden layer widths of the policy and of each critic."""
     activation: str = struct.field(pytree_node=False, default="relu")
@@ -105,6 +110,7 @@ class Learner:
     critic_opt: optax.OptState
     alpha_opt: optax.OptState
     num_gradient_steps: jax.Array  # () int32
+    next_act: Any = None  # with learn_apart: the policy's actions for the batch that is next
 
     @property
     def params(self) -> Any:
@@ -212,7 +218,7 @@ def make_train(
     pi_net = policy_net(config, action_spec)
     optimizer = off_policy.adam(config.max_grad_norm, config.adam_eps)
     alpha_optimizer = optax.scale_by_adam(eps=config.adam_eps)
-    all_gradient_steps = off_policy.num_gradient_steps(config)
+    all_gradient_steps = off_policy.num_gradient_steps(config, prepares=config.learn_apart)
 
     if isinstance(action_spec, spaces.Discrete):
         target_entropy = config.target_entropy_ratio * math.log(action_spec.n)
@@ -229,6 +235,10 @@ def make_train(
             inputs.append(jnp.zeros((*obs.shape[:-1], action_spec.size)))
         critics = init_two(q_net, key_critics, *inputs)
         log_alpha = jnp.log(jnp.float32(config.initial_alpha))
+        next_act = None
+        if config.learn_apart:  # zeros until there is a batch
+            act = jax.eval_shape(act_for, policy, *no_batch(obs))
+            next_act = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), act)
         return Learner(
             policy=policy,
             critics=critics,
@@ -238,7 +248,16 @@ def make_train(
             critic_opt=optimizer.init(critics),
             alpha_opt=alpha_optimizer.init(log_alpha),
             num_gradient_steps=jnp.zeros((), jnp.int32),
+            next_act=next_act,
         )
+
+    def no_batch(obs: jax.Array) -> tuple[jax.Array, Any]:
+        """Return observations and noise of a batch, all 0."""
+        shape = (config.batch_size, obs.shape[-1])
+        noise = None
+        if isinstance(action_spec, spaces.Box):
+            noise = jnp.zeros((config.batch_size, action_spec.size))
+        return jnp.zeros(shape), noise
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions, and actions to begin with."""
@@ -268,18 +287,24 @@ def make_train(
         noise = draws.draw(jax.random.normal, key, (*num, 2, config.batch_size, action_spec.size))
         return noise[..., 0, :, :], noise[..., 1, :, :]
 
-    def value(policy: Any, critics: Any, alpha: jax.Array, obs: jax.Array, noise: Any):
-        """Return the soft value V (B,) and the policy's entropy (B,)."""
+    def act_for(policy: Any, obs: jax.Array, noise: Any) -> Act:
+        """Act on a batch: once for each observation, or with all actions' log-probabilities."""
         pi = pi_net.policy(policy, obs)
         if isinstance(pi, Categorical):
-            log_probs = jax.nn.log_softmax(pi.logits)
-            q = two_values(q_net, critics, obs)
-            return soft_value_discrete(q, log_probs, alpha), pi.entropy()
+            return (jax.nn.log_softmax(pi.logits),)
         assert isinstance(pi, TanhNormal)
         drawn = pi.place(noise)
         log_prob = pi.log_prob(drawn)
-        q = two_values(q_net, critics, obs, pi.squash(drawn))
-        return soft_value(q, log_prob, alpha), -log_prob
+        return pi.squash(drawn), log_prob
+
+    def value(act: Act, critics: Any, alpha: jax.Array, obs: jax.Array):
+        """Return the soft value V (B,) and the policy's entropy (B,)."""
+        *action, log_prob = act
+        q = two_values(q_net, critics, obs, *action)
+        if action:
+            return soft_value(q, log_prob, alpha), -log_prob
+        entropy = -jnp.where(log_prob > -jnp.inf, jnp.exp(log_prob) * log_prob, 0.0).sum(-1)
+        return soft_value_discrete(q, log_prob, alpha), entropy
 
     def loss_of_critics(critics: Any, batch: Batch, target: jax.Array, weight: jax.Array):
         if isinstance(action_spec, spaces.Discrete):
@@ -291,10 +316,24 @@ def make_train(
         return critic_loss(td_error, weight), (td_error, q)
 
     def loss_of_policy(policy: Any, critics: Any, alpha: jax.Array, batch: Batch, noise: Any):
-        soft, entropy = value(policy, critics, alpha, batch.obs, noise)
+        soft, entropy = value(act_for(policy, batch.obs, noise), critics, alpha, batch.obs)
         return -soft.mean(), entropy
 
-    def learn(learner: Learner, batch: Batch, weight: jax.Array, drawn: Any):
+    def step(params: Any, grads: Any, opt_state: optax.OptState, rate: Any):
+        updates, opt_state = optimizer.update(grads, opt_state)
+        params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates)
+        return params, opt_state
+
+    def prepare(learner: Learner, batch: Batch, drawn: Any) -> Learner:
+        return replace(learner, next_act=act_for(learner.policy, batch.next_obs, drawn[0]))
+
+    def learn(
+        learner: Learner,
+        batch: Batch,
+        weight: jax.Array,
+        drawn: Any,
+        following: Batch | None = None,
+    ):
         noise_next, noise = drawn
         alpha = jnp.exp(learner.log_alpha)
         left = 1.0
@@ -304,9 +343,10 @@ def make_train(
 
         def gradient_of_critics():
             # outside the loss: what is not differentiated must not pass through the backward pass
-            next_value, _ = value(
-                learner.policy, learner.target_critics, alpha, batch.next_obs, noise_next
-            )
+            next_act = learner.next_act
+            if next_act is None:
+                next_act = act_for(learner.policy, batch.next_obs, noise_next)
+            next_value, _ = value(next_act, learner.target_critics, alpha, batch.next_obs)
             target = batch.reward + batch.discount * next_value
             (loss, (td_error, q)), grads = jax.value_and_grad(loss_of_critics, has_aux=True)(
                 learner.critics, batch, target, weight
@@ -330,12 +370,15 @@ def make_train(
                 "policy_grad_norm": optax.tree.norm(grads),
             }
             alpha_grad = jax.grad(alpha_loss)(learner.log_alpha, entropy, target_entropy)
-            return (grads, alpha_grad), metrics, None
+            next_act = None
+            if following is not None:
+                policy, _ = step_of_policy(grads)
+                next_act = act_for(policy, following.next_obs, noise_next)
+            return (grads, alpha_grad, next_act), metrics, None
 
-        def step(params: Any, grads: Any, opt_state: optax.OptState, rate: Any):
-            updates, opt_state = optimizer.update(grads, opt_state)
-            params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates)
-            return params, opt_state
+        def step_of_policy(grads: Any):
+            policy_rate = rate * config.actor_rate_factor
+            return step(learner.policy, grads, learner.policy_opt, policy_rate)
 
         if config.learn_apart:
             of_critics, of_policy = apart.call(
@@ -348,12 +391,10 @@ def make_train(
             critics, critic_opt = step(learner.critics, of_critics[0], learner.critic_opt, rate)
             of_policy = gradients_of_policy_and_alpha(critics)
         _, metrics, td_error = of_critics
-        (policy_grads, alpha_grad), more_metrics, _ = of_policy
+        (policy_grads, alpha_grad, next_act), more_metrics, _ = of_policy
 
         target_critics = optax.incremental_update(critics, learner.target_critics, config.tau)
-        policy, policy_opt = step(
-            learner.policy, policy_grads, learner.policy_opt, rate * config.actor_rate_factor
-        )
+        policy, policy_opt = step_of_policy(policy_grads)
         log_alpha, alpha_opt = learner.log_alpha, learner.alpha_opt
         if config.learn_alpha:
             update, alpha_opt = alpha_optimizer.update(alpha_grad, alpha_opt)
@@ -367,8 +408,16 @@ def make_train(
             critic_opt=critic_opt,
             alpha_opt=alpha_opt,
             num_gradient_steps=learner.num_gradient_steps + 1,
+            next_act=next_act,
         )
         return learner, metrics | more_metrics, td_error
 
-    agent = off_policy.Agent(init, draw_explore, explore, draw_learn, learn)
+    agent = off_policy.Agent(
+        init,
+        draw_explore,
+        explore,
+        draw_learn,
+        learn,
+        prepare=prepare if config.learn_apart else None,
+    )
     return off_policy.make_train(config, env, env_params, agent)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl import off_policy, spaces
 from jaxrl.agents import sac
 from jaxrl.networks import CriticNet, QNet
 from tests import probes
@@ -84,13 +85,16 @@ def test_one_gradient_step_follows_the_equations():
 def test_the_policy_learns_from_new_critics_or_apart_from_the_old(learn_apart):
     """One gradient step with critics that move, beside one with critics that stay as they were."""
     once = dict(train_every=1, num_gradient_steps=1, num_envs=1, num_steps=1, batch_size=1)
-    once |= dict(learning_starts=1, total_steps=2, learn_apart=learn_apart)
+    once |= dict(learning_starts=1, total_steps=3, learn_apart=learn_apart)
     rate, tiny = 3e-2, 1e-9
 
     def policy_gradient(**settings):
         """Adam's first moment, and how far the critics moved."""
         train = checks.pendulum(sac, **once, **settings)
         state = jax.jit(train.init)(jax.random.key(0))
+        if learn_apart:  # its first batch comes from the round before
+            state, metrics = jax.jit(train.update)(state)
+            assert metrics["num_gradient_steps"] == 0
         learner = jax.jit(train.update)(state)[0].learner
         moved = jax.tree.map(lambda a, b: a - b, learner.critics, state.learner.critics)
         return learner.policy_opt[1].mu, max(np.abs(x).max() for x in jax.tree.leaves(moved))
@@ -102,11 +106,51 @@ def test_the_policy_learns_from_new_critics_or_apart_from_the_old(learn_apart):
     assert np.allclose(moving, still, rtol=1e-3, atol=1e-7) == learn_apart
 
 
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_apart_the_newest_policy_has_acted_for_the_batch_that_is_next(env):
+    """Before learning starts as after: else the first gradient step would learn from zeros."""
+    env, params = gymnax.make(env)
+    once = dict(num_steps=2, train_every=2, learning_starts=16, total_steps=8 * 6)
+    config = sac.Config(**(checks.SMALL | once), learn_apart=True)
+    spec, _ = spaces.read(env, params)
+    train = sac.make_train(config, env, params)
+    state, update = jax.jit(train.init)(jax.random.key(0)), jax.jit(train.update)
+    learnt = []
+    for _ in range(6):
+        state, metrics = update(state)
+        learnt.append(int(metrics["num_gradient_steps"]))
+        assert state.batches.reward.shape == (3, 16)
+        pi = sac.policy_net(config, spec).policy(state.learner.policy, state.batches.next_obs[0])
+        *action, log_prob = state.learner.next_act
+        # actions are far from the bounds at the start
+        expected = pi.log_prob(jnp.arctanh(action[0])) if action else jax.nn.log_softmax(pi.logits)
+        assert np.abs(log_prob).max() > 1e-3
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-3, atol=1e-4)
+    # 8 steps a round: 16 are stored after the second
+    assert learnt == [0, 3, 3, 3, 3, 3]
+
+
+def test_apart_batches_are_of_the_replay_of_the_round_before():
+    once = dict(num_envs=1, num_steps=1, train_every=1, learning_starts=0, total_steps=5)
+    train = checks.pendulum(sac, **once, learn_apart=True)
+    state, update = jax.jit(train.init)(jax.random.key(0)), jax.jit(train.update)
+    for _ in range(4):
+        state, metrics = update(state)
+        stored = np.asarray(state.replay.data.obs)[: int(state.replay.size), 0]
+        is_stored = (np.asarray(state.batches.obs)[:, :, None] == stored).all(-1)
+        assert is_stored.any(-1).all()
+        assert is_stored.any((0, 1)).all(), "none of 48 draws is of one of the few transitions"
+    assert metrics["num_gradient_steps"] == 3
+    config = sac.Config(**(checks.SMALL | once), learn_apart=True)
+    assert off_policy.num_gradient_steps(config, prepares=True) == 4 * 3
+
+
 # promises -----------------------------------------------------------------------------------------
 
 
-def test_chunks_equal_one_program_bit_for_bit():
-    checks.check_chunks(sac)
+@pytest.mark.parametrize("learn_apart", [False, True])
+def test_chunks_equal_one_program_bit_for_bit(learn_apart):
+    checks.check_chunks(sac, learn_apart=learn_apart)
 
 
 def test_two_seeds_differ_from_the_start():
