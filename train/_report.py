@@ -258,7 +258,9 @@ def learning_curve(
     if len(seeds) > 1:
         all_axes[0].legend(frameon=False)
     unit = "an update" if window == 1 else f"{window} updates"
-    figure.suptitle(f"{title}: episodes that ended while training, mean over {unit}", fontsize=11)
+    told = f"episodes that ended while training, mean over {unit}"
+    # a single panel is too narrow for one line
+    figure.suptitle(f"{title}\n{told}" if len(panels) == 1 else f"{title}: {told}", fontsize=11)
     figure.savefig(path, dpi=130)
 
 
