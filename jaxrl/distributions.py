@@ -16,6 +16,12 @@ from jaxrl import draws
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
+def entropy_of(log_probs: jax.Array) -> jax.Array:
+    """Entropy (...) in nats of log-probabilities (..., n); what cannot happen adds nothing."""
+    p_log_p = jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * log_probs, 0.0)
+    return -p_log_p.sum(axis=-1)
+
+
 @struct.dataclass
 class Categorical:
     """Discrete distribution over the last axis of `logits` (..., n)."""
@@ -47,9 +53,7 @@ class Categorical:
     def entropy(self, key: jax.Array | None = None) -> jax.Array:
         """Entropy (...) in nats, exact; `key` is not used."""
         del key
-        log_p = jax.nn.log_softmax(self.logits)
-        p_log_p = jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0)
-        return -p_log_p.sum(axis=-1)
+        return entropy_of(jax.nn.log_softmax(self.logits))
 
 
 @struct.dataclass

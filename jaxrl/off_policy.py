@@ -405,13 +405,12 @@ def make_train(
         if state.obs_stats is not None:
             state = replace(state, obs_stats=normalize.update(state.obs_stats, transitions.obs))
 
-        stored = env_steps + steps_per_round
         starts = index >= _first_round(config, agent.prepare is not None)
         num_gradient_steps = jnp.where(starts, config.num_gradient_steps, 0)
         if priority is None:
             state, metrics = learn_uniform(state, for_learning, num_gradient_steps)
         else:
-            progress = stored.astype(jnp.float32) / total_steps
+            progress = (env_steps + steps_per_round).astype(jnp.float32) / total_steps
             state, metrics = learn_by_priority(state, for_learning, num_gradient_steps, progress)
         return state, (metrics, num_gradient_steps, jax.tree.map(lambda x: x.sum(0), ended))
 

@@ -27,7 +27,7 @@ from flax import struct
 
 from jaxrl import apart, draws, normalize, off_policy, spaces
 from jaxrl.checks import check_choice, check_real, check_widths
-from jaxrl.distributions import Categorical, TanhNormal
+from jaxrl.distributions import Categorical, TanhNormal, entropy_of
 from jaxrl.networks import ACTIVATIONS, CriticNet, PolicyNet, QNet, init_two, two_values
 from jaxrl.off_policy import TrainState
 from jaxrl.replay import Batch
@@ -200,10 +200,11 @@ def make_train(
     """Return the whole training run, `train(key) -> (state, metrics)`: pure, jit it, vmap it.
 
     `vmap` over keys trains many seeds; over real fields of `config` it sweeps them (see
-    `jaxrl.agents.ppo.make_train`).
+    `jaxrl.agents.ppo.make_train`). `net_axis`: as there.
 
     Raises:
-        ValueError: `config` cannot work (see `check_config`), or the buffer does not fit.
+        ValueError: `config` cannot work (see `check_config`), the buffer does not fit, or the
+            networks cannot learn apart.
 
     Warns:
         UserWarning: `total_steps` is not a whole number of updates and is rounded up.
@@ -237,8 +238,11 @@ def make_train(
         log_alpha = jnp.log(jnp.float32(config.initial_alpha))
         next_act = None
         if config.learn_apart:  # zeros until there is a batch
-            act = jax.eval_shape(act_for, policy, *no_batch(obs))
-            next_act = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), act)
+            many = config.batch_size
+            if isinstance(action_spec, spaces.Discrete):
+                next_act = (jnp.zeros((many, action_spec.n)),)
+            else:
+                next_act = jnp.zeros((many, action_spec.size)), jnp.zeros(many)
         return Learner(
             policy=policy,
             critics=critics,
@@ -250,14 +254,6 @@ def make_train(
             num_gradient_steps=jnp.zeros((), jnp.int32),
             next_act=next_act,
         )
-
-    def no_batch(obs: jax.Array) -> tuple[jax.Array, Any]:
-        """Return observations and noise of a batch, all 0."""
-        shape = (config.batch_size, obs.shape[-1])
-        noise = None
-        if isinstance(action_spec, spaces.Box):
-            noise = jnp.zeros((config.batch_size, action_spec.size))
-        return jnp.zeros(shape), noise
 
     def draw_explore(key: jax.Array, num: tuple[int, ...]):
         """Noise for the policy's actions, and actions to begin with."""
@@ -303,8 +299,7 @@ def make_train(
         q = two_values(q_net, critics, obs, *action)
         if action:
             return soft_value(q, log_prob, alpha), -log_prob
-        entropy = -jnp.where(log_prob > -jnp.inf, jnp.exp(log_prob) * log_prob, 0.0).sum(-1)
-        return soft_value_discrete(q, log_prob, alpha), entropy
+        return soft_value_discrete(q, log_prob, alpha), entropy_of(log_prob)
 
     def loss_of_critics(critics: Any, batch: Batch, target: jax.Array, weight: jax.Array):
         if isinstance(action_spec, spaces.Discrete):
